@@ -1,0 +1,1 @@
+"""The continual of firefly_cl."""

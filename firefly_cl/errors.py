@@ -1,0 +1,37 @@
+"""Errors that a user can do something about; each message says what to do next."""
+
+
+class FireflyError(Exception):
+    """Base of every error that firefly_cl raises on purpose."""
+
+
+class ConfigurationError(FireflyError):
+    """An option has a value that cannot work."""
+
+
+class UnknownName(ConfigurationError):
+    """A scenario, strategy, backbone or criterion of that name is not registered."""
+
+
+class DataError(FireflyError):
+    """Data are missing, damaged, or not of the shape or range expected."""
+
+
+class UnsupportedOperation(FireflyError):
+    """A model holds an operation that has no growth rule; the message names its node and line."""
+
+
+class EditError(FireflyError):
+    """A structural edit that cannot be made; the network is as it was."""
+
+
+class SpaceFixed(EditError):
+    """The space is a network input or a head and can neither grow nor shrink."""
+
+
+class FileError(FireflyError):
+    """A file is missing, damaged, unwritable, or of a newer schema."""
+
+
+class DivergenceError(FireflyError):
+    """A loss or an input became NaN or infinite."""

@@ -1,0 +1,91 @@
+"""Things found by name: each is one file that registers one object; no list elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from firefly_cl.errors import UnknownName
+
+T = TypeVar("T")
+
+
+class Registry:
+    """The objects of one kind, each registered in a file of its own below one package.
+
+    Names are read from the source without importing it, so that listing them is fast;
+    a file is imported when its object is asked for.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._objects: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Register the decorated object under a literal `name`."""
+
+        def add(obj: T) -> T:
+            self._objects[name] = obj
+            return obj
+
+        return add
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            return {}
+        found = {}
+        for folder in spec.submodule_search_locations:
+            for path in sorted(Path(folder).glob("*.py")):
+                for name in _registered_names(path):
+                    found[name] = path
+        return found
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        return sorted(set(self._files) | set(self._objects))
+
+    def describe(self, name: str) -> str:
+        """The first line of the docstring of the file that registers `name`."""
+        self._check(name)
+        path = self._files.get(name)
+        if path is None:
+            return (self._objects[name].__doc__ or "").strip().partition("\n")[0]
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+
+    def get(self, name: str) -> Any:
+        """The object registered as `name`; raises UnknownName with the nearest name."""
+        self._check(name)
+        if name not in self._objects:
+            importlib.import_module(f"{self.package}.{self._files[name].stem}")
+        return self._objects[name]
+
+    def _check(self, name: str) -> None:
+        names = self.names()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+            raise UnknownName(f"unknown {self.kind} {name!r}: {hint}")
+
+
+def _registered_names(path: Path) -> list[str]:
+    return [
+        call.args[0].value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        for call in node.decorator_list
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "register"
+        and call.args
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+    ]

@@ -16,6 +16,7 @@ TYPED := build/typed
 
 .PHONY: run test lint types format clean
 .DEFAULT_GOAL := run
+.NOTPARALLEL:
 
 run: $(VENV)/.installed
 	$(BIN)/firefly-cl run $(ARGS)
@@ -44,7 +45,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/.created:

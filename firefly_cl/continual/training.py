@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from firefly_cl.continual.criterion import TrainingCriterion, mix
 from firefly_cl.continual.learner import EVALUATION_BATCH, Progress, silent
-from firefly_cl.continual.loading import Pixels, Pool, PoolBatches, RehearsalBatches
+from firefly_cl.continual.loading import Pixels, RehearsalBatches
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import DataError, DivergenceError
+from firefly_cl.scenarios import Batches, Images, images_of
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -165,30 +166,27 @@ class TrainingPlugin(SupervisedPlugin):
         if not isinstance(strategy.dataloader, DataLoader | TaskBalancedDataLoader):
             return
         strategy.dataloader = self._batches(
-            Pool.of(strategy.adapted_dataset), EVALUATION_BATCH, strategy.device
+            images_of(strategy.adapted_dataset), EVALUATION_BATCH, strategy.device
         )
-
-    def plain_batches(self, dataset: Any, batch_size: int, device: torch.device) -> PoolBatches:
-        """Batches of a dataset in order and unaugmented, as importances are measured on."""
-        return self._batches(Pool.of(dataset), batch_size, device)
 
     def _batches(
         self,
-        pool: Pool,
+        images: Images,
         batch_size: int,
         device: torch.device,
         generator: torch.Generator | None = None,
         channels_last: bool = False,
-    ) -> PoolBatches:
+    ) -> Batches:
         augmentation = None
         if generator is not None:
             augmentation = self.recipe.augmentation
             if not self.pixels.flip:
                 augmentation = dataclasses.replace(augmentation, flip=False)
-        return PoolBatches(
-            pool,
+        return Batches(
+            images,
             batch_size,
-            self.pixels,
+            mean=self.pixels.mean,
+            std=self.pixels.std,
             augmentation=augmentation,
             shuffle=generator is not None,
             generator=generator or torch.Generator(),
@@ -205,16 +203,16 @@ class TrainingPlugin(SupervisedPlugin):
             pairs = [(strategy.adapted_dataset, self.recipe.batch_size)]
         else:
             return loader
-        generator = torch.Generator().manual_seed(_seed(self.seed, self.task))
-        pools = [(Pool.of(dataset), size) for dataset, size in pairs]
-        if len(pools[0][0]) < 2:
+        generator = torch.Generator().manual_seed(experience_seed(self.seed, self.task))
+        splits = [(images_of(dataset), size) for dataset, size in pairs]
+        if len(splits[0][0]) < 2:
             raise DataError(
                 f"task {self.task} has one training image: batch norm needs at least two"
             )
         device = strategy.device
         current, *memories = (
-            self._batches(pool, size, device, generator, precision.channels_last)
-            for pool, size in pools
+            self._batches(images, size, device, generator, precision.channels_last)
+            for images, size in splits
         )
         return RehearsalBatches(current, memories) if memories else current
 
@@ -242,5 +240,6 @@ def _number(strategy: Any) -> int:
     return strategy.clock.train_exp_counter if number is None else int(number)
 
 
-def _seed(seed: int, task: int) -> int:
+def experience_seed(seed: int, task: int) -> int:
+    """A seed of its own for each experience of a run."""
     return int(np.random.SeedSequence([seed, task]).generate_state(1, np.uint64)[0] >> 1)

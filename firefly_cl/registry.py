@@ -17,15 +17,15 @@ T = TypeVar("T")
 
 
 class Registry:
-    """The objects of one kind, each registered in a file of its own below one package.
+    """The objects of one kind, each registered in a file of its own in one of the packages.
 
     Names are read from the source without importing it, so that listing them is fast;
     a file is imported when its object is asked for.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, *packages: str) -> None:
         self.kind = kind
-        self.package = package
+        self.packages = packages
         self._objects: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -38,15 +38,14 @@ class Registry:
         return add
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            return {}
+    def _files(self) -> dict[str, tuple[str, Path]]:
         found = {}
-        for folder in spec.submodule_search_locations:
-            for path in sorted(Path(folder).glob("*.py")):
-                for name in _registered_names(path):
-                    found[name] = path
+        for package in self.packages:
+            spec = importlib.util.find_spec(package)
+            for folder in (spec and spec.submodule_search_locations) or ():
+                for path in sorted(Path(folder).glob("*.py")):
+                    for name in _registered_names(path):
+                        found[name] = (f"{package}.{path.stem}", path)
         return found
 
     def names(self) -> list[str]:
@@ -56,16 +55,16 @@ class Registry:
     def describe(self, name: str) -> str:
         """The first line of the docstring of the file that registers `name`."""
         self._check(name)
-        path = self._files.get(name)
-        if path is None:
+        if name not in self._files:
             return (self._objects[name].__doc__ or "").strip().partition("\n")[0]
+        _, path = self._files[name]
         return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
     def get(self, name: str) -> Any:
         """The object registered as `name`; raises UnknownName with the nearest name."""
         self._check(name)
         if name not in self._objects:
-            importlib.import_module(f"{self.package}.{self._files[name].stem}")
+            importlib.import_module(self._files[name][0])
         return self._objects[name]
 
     def _check(self, name: str) -> None:

@@ -1,0 +1,143 @@
+"""What the benchmark drives: a learner is told of tasks one after another and asked for logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from firefly_cl.continual.recipe import Recipe
+from firefly_cl.errors import ConfigurationError, FileError
+
+if TYPE_CHECKING:
+    from firefly_cl.scenarios import Scenario
+
+Options = TypeVar("Options")
+Logits = Callable[[int, Tensor], Tensor]
+
+EVALUATION_BATCH = 256
+"""Images in one batch of every evaluation: logits depend on it in the last bits."""
+
+MODEL_KINDS = {
+    "firefly": "firefly_cl.continual.firefly",
+    "multihead": "firefly_cl.baselines.headed",
+    "individual": "firefly_cl.baselines.headed",
+}
+"""The module whose `load(folder)` reads a model of that kind."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of news: after an epoch, or where a phase of a task begins."""
+
+    task: int
+    tasks: int
+    phase: str
+    epoch: int
+    epochs: int
+    loss: float | None = None
+    accuracy: float | None = None
+    units: int | None = None
+
+
+def silent(progress: Progress) -> None:
+    """Tell nobody."""
+
+
+@dataclass
+class Setup:
+    """What the builder of a strategy receives; `budget` is in floats."""
+
+    scenario: Scenario
+    backbone: str = "resnet9"
+    width: float = 1.0
+    constant_width: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    budget: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    progress: Callable[[Progress], None] = silent
+
+
+class Learner(Protocol):
+    """One strategy with one seed, from its first task to its last.
+
+    Tasks 0 to `tasks_trained` - 1 can be asked about. `seconds` accumulates per phase and
+    `growth_events` are json-able.
+    """
+
+    tasks_trained: int
+    growth_events: list[dict[str, object]]
+    seconds: dict[str, float]
+
+    def train(self, experience: Any) -> None:
+        """Learn the next experience of an Avalanche train stream."""
+
+    def logits(self, task: int, images: Tensor) -> Tensor:
+        """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
+
+    def floats(self) -> int:
+        """How many numbers are needed to answer any task so far."""
+
+    def bytes(self) -> int:
+        """Everything kept from task to task: the floats, stored images, importances, masks."""
+
+    def flops(self, task: int) -> int:
+        """Operations of one image through the task's function, a multiply-add counted as 2."""
+
+    def widths(self) -> dict[str, list[int]]:
+        """Units by owner task of every space or layer."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model files; raises FileError where the folder cannot be written."""
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """For strategies that have no options of their own."""
+
+
+def read_options(given: Mapping[str, str], kind: type[Options] = NoOptions) -> Options:  # type: ignore[assignment]
+    """The dataclass `kind` with its fields read from text; raises ConfigurationError."""
+    fields = {known.name: known for known in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for name, text in given.items():
+        key = name.replace("-", "_")
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise ConfigurationError(f"unknown strategy option {name!r}: known here are {known}")
+        convert = type(fields[key].default)
+        try:
+            values[key] = convert(text)
+        except ValueError:
+            wanted = "a whole number" if convert is int else "a number"
+            raise ConfigurationError(f"option {name} is {text!r}; it must be {wanted}") from None
+    return kind(**values)
+
+
+def load_logits(folder: Path) -> Logits:
+    """The saved model in `folder` as a function (task, uint8 images) -> logits.
+
+    Raises FileError where files are missing, damaged, or of a newer schema.
+    """
+    path = Path(folder) / "model.json"
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+    except FileNotFoundError:
+        raise FileError(f"no model in {folder}: model.json is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileError(f"{path} is damaged: train again or restore the run folder") from None
+    module = MODEL_KINDS.get(kind) if isinstance(kind, str) else None
+    if module is None:
+        known = ", ".join(MODEL_KINDS)
+        raise FileError(f"{path} holds a model of kind {kind!r}; known are {known}: update")
+    load: Callable[[Path], Logits] = importlib.import_module(module).load
+    return load(Path(folder))

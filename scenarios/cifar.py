@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 import zlib
@@ -78,7 +77,7 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
     folder in it, or the path being that folder; a download, if allowed. Raises DataError if nothing
     is found or what is found is damaged.
     """
-    root = options.data_dir or (Path(d) if (d := os.environ.get("FIREFLY_DATA")) else None)
+    root = options.data_root()
     get_it = (
         f"give --data-dir (or set FIREFLY_DATA) a folder with {layout.npz} or {layout.folder}/, "
         "or allow --download"
@@ -87,7 +86,6 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
         if not options.download:
             raise DataError(f"{layout.name} was not found, no data folder is given: {get_it}")
         root = Path.home() / ".cache" / "firefly_cl"
-    root = root.expanduser()
     if root.is_file():
         return _read_npz(layout, root)
     if (root / layout.npz).is_file():
@@ -151,7 +149,8 @@ def _read_folder(layout: CifarLayout, folder: Path) -> Cifar:
 
 
 def _hwc(data: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images: np.ndarray[Any, Any] = np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -197,7 +196,7 @@ def _download(layout: CifarLayout, root: Path) -> Path:
 
 
 def _checked(layout: CifarLayout, path: Path, arrays: Mapping[str, Any]) -> Cifar:
-    """The arrays as a dataset; raises DataError for shapes, types or labels that are not CIFAR's."""
+    """The arrays as a dataset; raises DataError for shapes, types or labels unlike CIFAR's."""
     again = f"make or download the {layout.name} file again"
     names = arrays["class_names"]
     if names.ndim != 1 or len(names) != layout.n_classes:

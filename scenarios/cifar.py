@@ -102,9 +102,10 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
 def _read_npz(layout: CifarLayout, path: Path) -> Cifar:
     keys = ["train_images", "train_labels", "test_images", "test_labels", "class_names"]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with loaded as file:
             optional = [k for k in ("superclass_names", "superclass_of_class") if k in file.files]
             missing = [key for key in keys if key not in file.files]
             if missing:
@@ -236,8 +237,8 @@ def _checked(layout: CifarLayout, path: Path, arrays: Mapping[str, Any]) -> Cifa
     coarse, coarse_names = arrays.get("superclass_of_class"), arrays.get("superclass_names")
     if coarse is None or coarse_names is None:
         return Cifar(dataset)
-    sizes = np.bincount(coarse, minlength=20) if coarse.dtype.kind in "iu" else np.zeros(0)
-    if coarse.shape != (100,) or coarse_names.shape != (20,) or set(sizes.tolist()) != {5}:
+    five_each = [superclass for superclass in range(20) for _ in range(5)]
+    if coarse_names.shape != (20,) or sorted(coarse.ravel().tolist()) != five_each:
         raise DataError(
             f"superclass_of_class of {path} does not give 20 superclasses of 5 classes: {again}"
         )

@@ -238,7 +238,7 @@ def _checked(layout: CifarLayout, path: Path, arrays: Mapping[str, Any]) -> Cifa
     if coarse is None or coarse_names is None:
         return Cifar(dataset)
     five_each = [superclass for superclass in range(20) for _ in range(5)]
-    if coarse_names.shape != (20,) or sorted(coarse.ravel().tolist()) != five_each:
+    if coarse.ndim != 1 or coarse_names.shape != (20,) or sorted(coarse.tolist()) != five_each:
         raise DataError(
             f"superclass_of_class of {path} does not give 20 superclasses of 5 classes: {again}"
         )

@@ -114,6 +114,7 @@ def _with(**changes: object) -> Callable[[dict], None]:
         (_with(superclass_of_class=lambda a: a - 50.5), "20 superclasses of 5"),
         (_with(superclass_of_class=lambda a: a.astype(int) - 1), "20 superclasses of 5"),
         (_with(superclass_of_class=lambda a: a[:95]), "20 superclasses of 5"),
+        (_with(superclass_of_class=lambda a: a.reshape(10, 10)), "20 superclasses of 5"),
         (_with(superclass_names=lambda a: a[:3]), "20 superclasses of 5"),
     ],
 )

@@ -55,6 +55,10 @@ class MultiHead(MultiTaskModule):
                 generator = torch.Generator().manual_seed(experience_seed(self.seed, task))
                 self.net.add_head(task, n_classes, generator)
 
+    def heads(self) -> tuple[list[nn.Parameter], int]:
+        """Parameters of all heads, and how many features they read."""
+        return list(self.net.heads.parameters()), self.net.features
+
     def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Tensor | dict[int, Tensor]:
         """Logits (B, classes) of normalised images, by the tasks' own heads.
 

@@ -15,8 +15,9 @@ from firefly_cl.scenarios.images import Images, normalise
 class Batches:
     """Lists [x, y, t] over all images, in a new order each time it is iterated if `shuffle`.
 
-    x: (B, C, H, W) float32, normalised; y, t: (B,) int64. A last batch of one image is merged into
-    the one before it (batch norm cannot train on a single image) or dropped with `drop_last`.
+    x: (B, C, H, W) float32, normalised; y, t: (B,) int64. The batches are as even as they can be and
+    hold at most `batch_size` images, so that no small last batch disturbs batch norm; with
+    `drop_last` they are full and the rest is left out.
     Raises DataError for an empty split and for NaN pixels.
     """
 
@@ -84,11 +85,9 @@ class Batches:
 
 
 def _ends(n: int, batch_size: int, drop_last: bool) -> list[int]:
-    ends = list(range(batch_size, n + 1, batch_size))
-    rest = n - (ends[-1] if ends else 0)
-    if not rest or (drop_last and ends):
-        return ends
-    if rest == 1 and ends and batch_size > 1:
-        ends[-1] = n
-        return ends
-    return [*ends, n]
+    if drop_last and n >= batch_size:
+        return list(range(batch_size, n + 1, batch_size))
+    batches = -(-n // batch_size)
+    if n - batches < batches and batch_size > 1:  # a batch of one image would be among them
+        batches = max(n // 2, 1)
+    return [n * (i + 1) // batches for i in range(batches)]

@@ -18,7 +18,9 @@ class Recipe:
     """Epochs, optimizer, schedule, augmentation and precision of the training on one task.
 
     `learning_rate` is the peak of the schedule; `mixup` is the parameter of the beta
-    distribution (0: off); `channels_last` None lets the hardware decide.
+    distribution (0: off); `channels_last` None lets the hardware decide. A head that reads n
+    features learns at `head_rate` / n of the rate, at most at the rate itself: without a norm
+    behind it, its steps grow with the square of what it reads.
     Raises ConfigurationError where a value cannot work.
     """
 
@@ -29,6 +31,7 @@ class Recipe:
     nesterov: bool = True
     weight_decay: float = 5e-4
     schedule: str = "one-cycle"
+    head_rate: float = 4.0
     label_smoothing: float = 0.1
     mixup: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -49,6 +52,7 @@ class Recipe:
             not self.nesterov or self.optimizer != "sgd" or self.momentum > 0,
             "False where momentum is 0",
         )
+        _require("head_rate", self.head_rate, self.head_rate > 0, "a number above 0")
         decay = self.weight_decay
         _require("weight_decay", decay, math.isfinite(decay) and decay >= 0, "0 or more")
         smoothing = self.label_smoothing

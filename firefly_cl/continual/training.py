@@ -53,6 +53,9 @@ class TrainingPlugin(SupervisedPlugin):
 
     `pixels` None takes the images of the stream for inputs already (uint8 is divided by 255).
 
+    A model may have a method `heads()` -> (parameters of its heads, features that a head reads);
+    they learn at the recipe's rate for heads.
+
     Raises DivergenceError at a loss that is NaN or infinite, before it reaches the weights, and
     DataError at an experience without two images or with pixels that are not finite.
     """
@@ -96,6 +99,7 @@ class TrainingPlugin(SupervisedPlugin):
         strategy.train_epochs = self.recipe.epochs
         self.start_schedule(self.recipe.epochs * len(strategy.dataloader))
         strategy.optimizer.state.clear()
+        self._split_heads(strategy)
         self._mixing = np.random.default_rng([self.seed, self.task])
         if not isinstance(strategy._criterion, TrainingCriterion):
             strategy._criterion = TrainingCriterion(
@@ -117,8 +121,12 @@ class TrainingPlugin(SupervisedPlugin):
         self._tell(None, None)
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
-        """Leave the strategy as it was: plain forward, plain memory layout."""
+        """Leave the strategy as it was: plain forward, one group, plain memory layout."""
         self._rest(strategy)
+        first, *others = strategy.optimizer.param_groups
+        for group in [group for group in others if group.get("heads")]:
+            first["params"] += group["params"]
+            strategy.optimizer.param_groups.remove(group)
         strategy.__dict__.pop("forward", None)
         lay_out(strategy.model, channels_last=False)
 
@@ -175,9 +183,11 @@ class TrainingPlugin(SupervisedPlugin):
         dataset = strategy.adapted_dataset
         known = isinstance(strategy.dataloader, DataLoader | SingleDatasetDataLoader)
         if known and _is_plain(dataset):
-            strategy.dataloader = self._batches(
-                images_of(dataset), EVALUATION_BATCH, strategy.device
-            )
+            strategy.dataloader = self.plain_batches(dataset, strategy.device)
+
+    def plain_batches(self, dataset: Any, device: torch.device) -> Batches:
+        """A dataset as inputs, unaugmented and in order."""
+        return self._batches(images_of(dataset), EVALUATION_BATCH, device)
 
     def before_eval_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Normalise what another loader has left as uint8."""
@@ -246,6 +256,22 @@ class TrainingPlugin(SupervisedPlugin):
             for images, size in splits
         )
         return RehearsalBatches(current, memories) if memories else current
+
+    def _split_heads(self, strategy: Any) -> None:
+        """Give heads a group of their own, with their own rate, while the experience lasts."""
+        heads = getattr(strategy.model, "heads", None)
+        if heads is None:
+            return
+        parameters, features = heads()
+        chosen = {id(parameter) for parameter in parameters}
+        first = strategy.optimizer.param_groups[0]
+        moved = [p for p in first["params"] if id(p) in chosen]
+        first["params"] = [p for p in first["params"] if id(p) not in chosen]
+        scale = min(1.0, self.recipe.head_rate / max(features, 1))
+        settings = {key: value for key, value in first.items() if key != "params"}
+        strategy.optimizer.add_param_group(
+            {**settings, "params": moved, "rate_scale": scale, "heads": True}
+        )
 
     def _rest(self, strategy: Any) -> None:
         strategy._criterion.active, strategy._criterion.mixture = False, None

@@ -234,16 +234,21 @@ class GrowableNorm(nn.Module):
             return F.batch_norm(
                 x, mean, var, block.weight, block.bias, True, self.momentum, self.eps
             )
+        # autograd keeps the statistics it is given: they must not be written again
+        moved_mean, moved_var = mean.clone(), var.clone()
+        y = F.batch_norm(
+            x, moved_mean, moved_var, block.weight, block.bias, True, self.momentum, self.eps
+        )
         kept = block.fixed.nonzero().flatten()
         fixed = Statistics(
-            mean[kept].clone(),
-            var[kept].clone(),
+            mean[kept],
+            var[kept],
             block.weight[kept] if block.weight is not None else None,
             block.bias[kept] if block.bias is not None else None,
         )
-        y = F.batch_norm(x, mean, var, block.weight, block.bias, True, self.momentum, self.eps)
-        mean[kept], var[kept] = fixed.mean, fixed.var
-        return y.index_copy(1, kept, self.evaluate(x[:, kept], fixed))
+        block.running_mean = torch.where(block.fixed, mean, moved_mean)
+        block.running_var = torch.where(block.fixed, var, moved_var)
+        return y.index_copy(1, kept, self.evaluate(x[:, kept], fixed).to(y.dtype))
 
     def assemble(self, owners: Iterable[int], channels: Selection, owned: UnitsOf) -> Statistics:
         """Statistics of the blocks of `owners`, over selected units."""

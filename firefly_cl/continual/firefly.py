@@ -1,0 +1,203 @@
+"""Firefly: one network that grows with every task and freezes what it has learnt.
+
+Wu, Liu, Stone, Liu 2020, arXiv 2102.08574. Options are the fields of `Plan`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EvaluationPlugin
+from torch import Tensor
+
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.learner import EVALUATION_BATCH, Logits, Setup, read_options
+from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.strategy import FireflyStrategy
+from firefly_cl.continual.training import TrainingPlugin, experience_seed
+from firefly_cl.errors import ConfigurationError, DataError, FileError
+from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
+from firefly_cl.network.files import write_atomically
+from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.zoo import BACKBONES
+
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `--option` takes; see Plan."""
+
+    seed: float = Plan.seed
+    early: float = Plan.early
+    growth: float = Plan.growth
+    cost: str = Plan.cost
+    grow_at: str = ",".join(map(str, Plan.grow_at))
+    patience: float = Plan.patience
+    criterion: str = Plan.criterion
+
+    def plan(self) -> Plan:
+        """As a plan; raises ConfigurationError."""
+        try:
+            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
+        except ValueError:
+            raise ConfigurationError(
+                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
+            ) from None
+        return Plan(
+            seed=self.seed,
+            early=self.early,
+            growth=self.growth,
+            cost=self.cost,
+            grow_at=shares,
+            patience=self.patience,
+            criterion=self.criterion,
+        )
+
+
+class FireflyLearner:
+    """FireflyStrategy on a scenario's stream, as the benchmark drives it."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        scenario = setup.scenario
+        channels, height, width = scenario.image_shape
+        model = BACKBONES.get(setup.backbone)(
+            n_classes=2,
+            in_channels=channels,
+            image_size=height,
+            width=setup.width,
+            constant_width=setup.constant_width,
+            generator=torch.Generator().manual_seed(setup.seed),
+        )
+        net = FireflyNet.from_module(model, torch.zeros(2, channels, height, width))
+        training = TrainingPlugin(
+            setup.recipe,
+            Pixels(scenario.mean, scenario.std, scenario.flip),
+            seed=setup.seed,
+            tasks=len(scenario.tasks),
+            progress=setup.progress,
+            units=net.units,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No loggers specified")
+            evaluator = EvaluationPlugin()
+        self.strategy = FireflyStrategy(
+            model=net,
+            plan=read_options(setup.options, Options).plan(),
+            training=training,
+            budget=setup.budget,
+            seed=setup.seed,
+            device=setup.device,
+            evaluator=evaluator,
+        )
+        self.net = net
+        self.tasks_trained = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @property
+    def growth_events(self) -> list[dict[str, object]]:
+        """What every growth step did."""
+        return self.strategy.firefly.events
+
+    def train(self, experience: Any) -> None:
+        """Learn the next experience; raises DivergenceError or DataError."""
+        start = time.perf_counter()
+        images_of(experience.dataset).require_classes()
+        grown = self.strategy.firefly.seconds["grow"]
+        devices = [self.setup.device] if self.setup.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(experience_seed(self.setup.seed, self.tasks_trained))
+            self.strategy.train(experience, eval_streams=[])
+        self.tasks_trained += 1
+        grown = self.strategy.firefly.seconds["grow"] - grown
+        self.seconds["grow"] += grown
+        self.seconds["train"] += time.perf_counter() - start - grown
+
+    def logits(self, task: int, images: Tensor) -> Tensor:
+        """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
+        start = time.perf_counter()
+        logits = answer(self.net, self._pixels(), task, images)
+        self.seconds["evaluate"] += time.perf_counter() - start
+        return logits
+
+    def _pixels(self) -> Pixels:
+        return Pixels(self.setup.scenario.mean, self.setup.scenario.std, self.setup.scenario.flip)
+
+    def floats(self) -> int:
+        """Weights, norms with their statistics, and heads of all tasks."""
+        return floats(self.net)
+
+    def bytes(self) -> int:
+        """All numbers, masks and flags."""
+        return stored_bytes(self.net)
+
+    def flops(self, task: int) -> int:
+        """Operations of one image through the task's function, a multiply-add counted as 2."""
+        return flops(self.net, task)
+
+    def widths(self) -> dict[str, list[int]]:
+        """Units by owner task of every growable space."""
+        return self.net.widths()
+
+    def save(self, folder: Path) -> None:
+        """Write the network and model.json; raises FileError."""
+        pixels = self._pixels()
+        extra = {
+            "mean": list(pixels.mean),
+            "std": list(pixels.std),
+            "image_shape": list(self.setup.scenario.image_shape),
+        }
+        save_net(self.net, folder / WEIGHTS, extra)
+        told = {"kind": "firefly", "schema": 1, "weights": WEIGHTS}
+        write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
+
+
+@torch.no_grad()
+def answer(net: FireflyNet, pixels: Pixels, task: int, images: Tensor) -> Tensor:
+    """Logits (n, classes) in float32 on the CPU for images (n, C, H, W); the same on every call."""
+    device = next(net.parameters()).device
+    training = net.training
+    net.eval()
+    try:
+        parts = []
+        for chunk in images.split(EVALUATION_BATCH):
+            # Written anew: strides may steer which kernel runs, hence the last bits.
+            plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
+            x = normalise(plain, pixels.mean, pixels.std).to(device)
+            with torch.autocast(device.type, enabled=False):
+                parts.append(net(x, task).float().cpu())
+    finally:
+        net.train(training)
+    return torch.cat(parts)
+
+
+def load(folder: Path) -> Logits:
+    """The saved network as a function (task, uint8 images) -> logits; raises FileError."""
+    net, extra = load_net(folder / WEIGHTS)
+    try:
+        pixels = Pixels(tuple(extra["mean"]), tuple(extra["std"]))
+        shape = tuple(extra["image_shape"])
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{folder / WEIGHTS} says nothing of its inputs: train again") from error
+
+    def logits(task: int, images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != shape:
+            raise DataError(f"images are {tuple(images.shape[1:])}; the model expects {shape}")
+        return answer(net, pixels, task, images)
+
+    return logits
+
+
+@STRATEGIES.register("firefly")
+def firefly(setup: Setup) -> FireflyLearner:
+    """Firefly growth with frozen row blocks; options are the fields of Plan."""
+    return FireflyLearner(setup)

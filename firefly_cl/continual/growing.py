@@ -1,0 +1,215 @@
+"""Growth inside a task's training: when it happens, on what data, and when it stops."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from firefly_cl.continual.learner import EVALUATION_BATCH
+from firefly_cl.continual.model import FireflyModel
+from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.precision import Precision
+from firefly_cl.continual.training import TrainingPlugin, experience_seed
+from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.growth import CRITERIA
+from firefly_cl.growth.budget import Budget
+from firefly_cl.growth.criterion import Criterion, Growth
+from firefly_cl.network import floats
+from firefly_cl.network.edits import migrate
+
+
+class FireflyPlugin(SupervisedPlugin):
+    """Firefly for people with a template of their own; its model must be a FireflyModel.
+
+    It trains only the units of the newest task, grows them on a schedule, and freezes them
+    when the experience ends, so that no later training can change what the task answers.
+    Whether growth goes on is decided on validation images: those of the benchmark's validation
+    stream or, where there is none, a share held out of the experience's own training images.
+
+    `events` tells what every growth step did; `seconds` adds up per phase. `budget` is the
+    number of floats that the network may hold (none: no limit).
+    """
+
+    def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.plan = plan or Plan()
+        self.budget = budget
+        self.seed = seed
+        try:
+            made: Criterion = CRITERIA.get(self.plan.criterion)(**self.plan.settings)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"criterion {self.plan.criterion!r} has no such setting ({error})"
+            ) from None
+        self.criterion = made
+        self.events: list[dict[str, object]] = []
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._held_out: Any = None
+        self._validation: list[list[Tensor]] = []
+        self._epoch = 0
+        self._due: set[int] = set()
+        self._last_loss: float | None = None
+
+    # --- the phases of a task ---------------------------------------------------------------------
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
+        """Hold out validation images where the benchmark has no validation stream."""
+        self._held_out = _validation_of(strategy.experience)
+        if self._held_out is not None or not self.plan.validation:
+            return
+        dataset = strategy.adapted_dataset
+        n = len(dataset)
+        order = torch.randperm(n, generator=self._generator(strategy)).tolist()
+        held = min(round(self.plan.validation * n), n - 2)
+        if held > 0:
+            self._held_out = dataset.subset(sorted(order[:held])).eval()
+            strategy.adapted_dataset = dataset.subset(sorted(order[held:]))
+
+    def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Give the optimizer the newest task's parameters and nothing else."""
+        net = _model(strategy).net
+        _train_only(strategy.optimizer, net.trainable())
+        epochs = strategy.train_epochs
+        self._due = {
+            epoch for share in self.plan.grow_at if 0 < (epoch := round(share * epochs)) < epochs
+        }
+        self._epoch, self._last_loss = 0, None
+        self._validation = list(self._loader(strategy)) if self._held_out is not None else []
+
+    def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
+        """Grow if the schedule and the validation loss say so."""
+        self._epoch += 1
+        if self._epoch not in self._due:
+            return
+        started = time.perf_counter()
+        net = _model(strategy).net
+        loss = self.validation_loss(strategy)
+        if loss is not None and self._last_loss is not None:
+            if self._last_loss - loss < self.plan.patience * self._last_loss:
+                self._due = set()
+                return
+        self._last_loss = loss
+        growth = self.grow(strategy)
+        self.seconds["grow"] += time.perf_counter() - started
+        if growth is not None:
+            self.events.append(
+                {
+                    "task": net.current,
+                    "epoch": self._epoch,
+                    "kinds": growth.by_kind(),
+                    "spaces": growth.by_space(),
+                    "predicted_decrease": growth.gain,
+                    "validation_loss": loss,
+                    "parameters": floats(net),
+                }
+            )
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Freeze the task."""
+        _model(strategy).net.freeze()
+        self._validation, self._held_out = [], None
+
+    # --- one growth step --------------------------------------------------------------------------
+
+    def grow(self, strategy: Any) -> Growth | None:
+        """One growth step of the newest task, on training images; None where no room is left."""
+        net = _model(strategy).net
+        own = sum(parameter.numel() for parameter in net.trainable())
+        amount = int(self.plan.growth * own)
+        if self.plan.cost == "units":
+            widths = [space.width(net.current) for space in net.spaces.values()]
+            amount = int(self.plan.growth * sum(widths))
+        if self.budget is not None and self.plan.cost == "parameters":
+            amount = min(amount, self.budget - floats(net))
+        if amount < 1:
+            return None
+        batches = list(itertools.islice(iter(strategy.dataloader), 16))
+        recipe = next((p.recipe for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
+
+        def autocast() -> AbstractContextManager[Any]:
+            if recipe is None:
+                return nullcontext()
+            return Precision.of(recipe, strategy.device).forward(strategy.device)
+
+        def loss(model: Any, batch: list[Tensor]) -> Tensor:
+            x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+            value: Tensor = strategy._criterion(model(x).float(), y)
+            return value
+
+        try:
+            growth = self.criterion.grow(
+                net,
+                batches,
+                loss,
+                Budget(amount, self.plan.cost),
+                self._generator(strategy),
+                autocast,
+            )
+        except EditError:
+            return None
+        for edit in growth.edits:
+            migrate(strategy.optimizer, edit)
+        return growth
+
+    @torch.no_grad()
+    def validation_loss(self, strategy: Any) -> float | None:
+        """Mean cross entropy on the validation images; None if there are none."""
+        if not self._validation:
+            return None
+        net = _model(strategy).net
+        training = net.training
+        net.eval()
+        total, n = 0.0, 0
+        for batch in self._validation:
+            x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+            total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
+            n += len(y)
+        net.train(training)
+        return total / n
+
+    def _loader(self, strategy: Any) -> Any:
+        training = next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
+        if training is not None:
+            return training.plain_batches(self._held_out, strategy.device)
+        return torch.utils.data.DataLoader(self._held_out, batch_size=EVALUATION_BATCH)
+
+    def _generator(self, strategy: Any) -> torch.Generator:
+        task = _model(strategy).net.current
+        return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
+
+
+def _model(strategy: Any) -> FireflyModel:
+    model = strategy.model
+    if not isinstance(model, FireflyModel):
+        raise ConfigurationError(
+            f"FireflyPlugin grows a FireflyModel, not a {type(model).__name__}: wrap the model "
+            "with FireflyModel.wrap(model, example_input, plan.seed_widths)"
+        )
+    return model
+
+
+def _validation_of(experience: Any) -> Any:
+    """The dataset of an experience's counterpart in the validation stream, if there is one."""
+    benchmark = getattr(experience, "benchmark", None)
+    stream = getattr(benchmark, "valid_stream", None)
+    number = getattr(experience, "current_experience", None)
+    if not stream or number is None:
+        return None
+    dataset = stream[number].dataset
+    return dataset.eval() if len(dataset) else None
+
+
+def _train_only(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
+    """Leave `parameters` alone in the optimizer, in its first group, without old state."""
+    for group in optimizer.param_groups[1:]:
+        group["params"] = []
+    optimizer.param_groups[0]["params"] = parameters
+    optimizer.state.clear()

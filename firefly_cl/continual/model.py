@@ -1,0 +1,118 @@
+"""The growing network as Avalanche sees it: a multi-task module that gains a task by adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from firefly_cl.continual.training import experience_seed
+from firefly_cl.errors import ConfigurationError, DataError
+from firefly_cl.network import FireflyNet
+from firefly_cl.network.layers import GrowableLayer
+
+SeedWidths = Callable[[FireflyNet], Mapping[str, int]]
+"""Seed units of each growable space for the next task of a network."""
+
+
+class FireflyModel(MultiTaskModule):
+    """A FireflyNet behind Avalanche's task labels.
+
+    Training on an experience with a new task label begins a new task of the network:
+    `tasks` says which one belongs to which label. Tasks that are not known yet answer zeros
+    when Avalanche evaluates a whole stream.
+    """
+
+    def __init__(self, net: FireflyNet, seed_widths: SeedWidths, seed: int = 0) -> None:
+        super().__init__()
+        self.net = net
+        self.seed_widths = seed_widths
+        self.seed = seed
+        self.tasks: dict[int, int] = {}
+
+    @staticmethod
+    def wrap(
+        model: nn.Module, example_input: Tensor | None, seed_widths: SeedWidths, seed: int = 0
+    ) -> FireflyModel:
+        """From a FireflyModel (as it is), a FireflyNet, or a plain model and one input batch.
+
+        Raises ConfigurationError where a plain model comes without an input.
+        """
+        if isinstance(model, FireflyModel):
+            return model
+        if not isinstance(model, FireflyNet):
+            if example_input is None:
+                raise ConfigurationError(
+                    f"{type(model).__name__} must be traced to grow: pass example_input, one "
+                    "batch of inputs such as torch.zeros(2, 3, 32, 32)"
+                )
+            model = FireflyNet.from_module(model, example_input)
+        return FireflyModel(model, seed_widths, seed)
+
+    def adaptation(self, experience: Any) -> None:
+        """Begin the task of a training experience; nothing happens in evaluation.
+
+        Raises DataError for an experience that is empty or has a single class, and
+        ConfigurationError where it mixes tasks or repeats one.
+        """
+        number = getattr(experience, "current_experience", "?")
+        if len(experience.dataset) == 0:
+            raise DataError(f"experience {number} is empty: give it images or leave it out")
+        super().adaptation(experience)
+        if not self.training:
+            return
+        labels = list(experience.task_labels)
+        classes = list(experience.classes_in_this_experience)
+        if len(labels) != 1:
+            raise ConfigurationError(
+                f"experience {number} mixes tasks {labels}: give every experience one task label"
+            )
+        if len(classes) < 2:
+            raise DataError(
+                f"experience {number} has the single class {classes}: join it with another"
+            )
+        if labels[0] in self.tasks:
+            raise ConfigurationError(
+                f"experience {number} has task label {labels[0]}, which was learnt before: build "
+                "the benchmark with a task label for each experience (return_task_id=True)"
+            )
+        self._begin(labels[0], max(classes) + 1)
+
+    def _begin(self, label: int, classes: int) -> None:
+        net = self.net
+        generator = torch.Generator().manual_seed(experience_seed(self.seed, label))
+        if not self.tasks and len(net.tasks) == 1 and not net.tasks[0].frozen:
+            net.replace_head(classes, generator)
+        else:
+            if not net.tasks[-1].frozen:
+                net.freeze()
+            net.begin_task(classes, self.seed_widths(net), generator=generator)
+        self.tasks[label] = net.current
+
+    def heads(self) -> tuple[list[nn.Parameter], int]:
+        """Parameters of the newest task's head, and how many features it reads."""
+        layer = next(self.net.layers[n.name] for n in self.net.nodes if n.kind == "head")
+        assert isinstance(layer, GrowableLayer)
+        block = layer.block(self.net.current)
+        assert block is not None
+        return list(block.parameters()), block.from_old.shape[1] + block.from_own.shape[1]
+
+    def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
+        """Logits (B, classes), each sample by its own task's function."""
+        if not isinstance(task_labels, int):
+            found = task_labels.unique().tolist()
+            if len(found) != 1:
+                logits: Tensor = super().forward(x, task_labels)
+                return logits
+            task_labels = int(found[0])
+        return self.forward_single_task(x, task_labels)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Logits (B, classes of the task)."""
+        if task_label not in self.tasks:
+            return x.new_zeros(len(x), max(self.max_class_label, 1))
+        logits: Tensor = self.net(x, self.tasks[task_label])
+        return logits

@@ -1,0 +1,54 @@
+"""How firefly treats one task: seed units, growth steps, when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.network import FireflyNet
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The phases of a task.
+
+    seed: own units that a later task starts with, as a share of the first task's width of the
+    same space. early: a further factor on that in spaces on the finest maps, where a unit costs
+    the most operations and older units serve best. growth: units of one growth step, as a share
+    of the task's own units. grow_at: shares of a task's epochs after which it grows.
+    patience: stop growing in a task once the validation loss fell by less than this share of
+    itself since the step before. criterion, settings: which growth criterion, and its own.
+    validation: held out of an experience that comes without a validation stream.
+    """
+
+    seed: float = 0.25
+    early: float = 0.5
+    growth: float = 0.25
+    cost: str = "parameters"
+    grow_at: tuple[float, ...] = (0.2, 0.4)
+    patience: float = 0.01
+    criterion: str = "firefly"
+    settings: Mapping[str, float] = field(default_factory=dict)
+    validation: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for shares that cannot work."""
+        for name in ("seed", "early", "growth"):
+            if not 0 <= getattr(self, name) <= 10:
+                raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
+        if not 0 <= self.validation < 1:
+            raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
+        if any(not 0 < share < 1 for share in self.grow_at):
+            raise ConfigurationError(f"grow_at is {self.grow_at}: shares must lie between 0 and 1")
+
+    def seed_widths(self, net: FireflyNet) -> dict[str, int]:
+        """Seed units of each growable space for the next task of `net`, at least one each."""
+        finest = max(node.size for node in net.nodes)
+        widths = {}
+        for name in net.growable_spaces():
+            share = self.seed
+            if any(node.size == finest for node in net.producers(name)):
+                share *= self.early
+            widths[name] = max(1, round(share * net.spaces[name].width(0)))
+        return widths

@@ -1,0 +1,101 @@
+"""Residual networks: resnet9 (8 convolutions and a head) and resnet18 with the CIFAR stem.
+
+Sources: He et al. 2016, "Deep Residual Learning for Image Recognition" (resnet18: table 1, with a
+3x3 stem of stride 1 for small images; 17 convolutions on the main path and a head); Page 2018, "How
+to Train Your ResNet", the 9-layer network of the DAWNBench CIFAR-10 records.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from firefly_cl.zoo import BACKBONES
+from firefly_cl.zoo.blocks import ConvNet, conv_norm_relu
+from firefly_cl.zoo.sizes import Sizes, can_halve
+
+
+class Residual(nn.Module):
+    """x + branch(x), the branch ending in a ReLU (Page 2018)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            conv_norm_relu(channels, channels), conv_norm_relu(channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        branch: Tensor = self.branch(x)
+        return x + branch
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + branch(x)) with two 3x3 convolutions (He et al. 2016, figure 5 left)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            conv_norm_relu(in_channels, out_channels, stride=stride),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        joined: Tensor = self.relu(self.shortcut(x) + self.branch(x))
+        return joined
+
+
+@BACKBONES.register("resnet9")
+def resnet9(
+    n_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    constant_width: int | None = None,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Page's 9 layers: 64, 128 + residual, 256, 512 + residual, global max pooling."""
+    sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
+    channels, side = sizes.channels(64), sizes.image_size
+    layers: list[nn.Module] = [conv_norm_relu(in_channels, channels)]
+    for published, residual in ((128, True), (256, False), (512, True)):
+        layers.append(conv_norm_relu(channels, sizes.channels(published)))
+        channels = sizes.channels(published)
+        if can_halve(side):
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        if residual:
+            layers.append(Residual(channels))
+    pool = nn.AdaptiveMaxPool2d(1)
+    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator, pool)
+
+
+@BACKBONES.register("resnet18")
+def resnet18(
+    n_classes: int = 10,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: float = 1.0,
+    constant_width: int | None = None,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Four stages of two basic blocks after a 3x3 stem of stride 1."""
+    sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
+    channels, side = sizes.channels(64), sizes.image_size
+    layers: list[nn.Module] = [conv_norm_relu(in_channels, channels)]
+    for stage, published in enumerate((64, 128, 256, 512)):
+        stride = 2 if stage > 0 and can_halve(side) else 1
+        side = -(-side // stride)
+        layers.append(BasicBlock(channels, sizes.channels(published), stride))
+        channels = sizes.channels(published)
+        layers.append(BasicBlock(channels, channels, 1))
+    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator)

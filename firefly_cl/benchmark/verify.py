@@ -1,0 +1,76 @@
+"""Verify a run: its model files must give the logits recorded when each task ended, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firefly_cl.benchmark.records import read_record
+from firefly_cl.errors import FileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Logits = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """Largest |difference| of one task's probe logits from those recorded when it ended.
+
+    `equal` is bit equality; `as_saved` tells whether the files still give the logits that the
+    run's last state gave: where they do, a difference is the strategy's forgetting.
+    """
+
+    task: int
+    name: str
+    difference: float
+    equal: bool
+    as_saved: bool
+
+
+def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[TaskCheck]:
+    """Recompute every recorded task's logits on the probe kept in the run `folder`.
+
+    Computes with the number of threads that the run had, since sums depend on it.
+    Raises FileError if a file of the run is missing or damaged.
+    """
+    from firefly_cl.benchmark.cell import MODEL_FOLDER
+    from firefly_cl.benchmark.environment import use_threads
+    from firefly_cl.benchmark.probe import read_probe
+    from firefly_cl.continual.learner import load_logits
+
+    record = read_record(folder)
+    if not record.accuracy:
+        raise FileError(f"{folder} has no trained task to verify: let the run go on")
+    probe = read_probe(folder)
+    missing = [task for task in range(len(record.accuracy)) if task not in probe.images]
+    if missing:
+        raise FileError(f"the probe in {folder} lacks task {missing[0]}: run the cell again")
+    threads = record.hardware.get("threads")
+    if isinstance(threads, int) and threads > 0:
+        use_threads(threads)
+    logits = (load or load_logits)(folder / MODEL_FOLDER)
+    return [
+        _check(task, record.tasks[task], logits(task, probe.images[task]).cpu(), probe.ended[task],
+               probe.last[task])
+        for task in sorted(probe.images)
+    ]
+
+
+def _check(task: int, name: str, found: Tensor, ended: Tensor, last: Tensor) -> TaskCheck:
+    if found.shape != ended.shape:
+        return TaskCheck(task, name, float("inf"), equal=False, as_saved=False)
+    difference = float((found.double() - ended.double()).abs().max())
+    return TaskCheck(task, name, difference, _bit_equal(found, ended), _bit_equal(found, last))
+
+
+def _bit_equal(one: Tensor, two: Tensor) -> bool:
+    import torch
+
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    # compared as bytes: == would call two NaN different and 0 and -0 the same
+    return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))

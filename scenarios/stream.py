@@ -1,0 +1,37 @@
+"""A scenario as an Avalanche benchmark; the one file here that needs Avalanche."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.benchmarks.scenarios.deprecated.generic_benchmark_creation import (
+    create_multi_dataset_generic_benchmark,
+)
+from avalanche.benchmarks.utils.classification_dataset import (
+    _make_taskaware_classification_dataset,
+)
+
+from firefly_cl.scenarios.images import Images, LabelledImages
+from firefly_cl.scenarios.scenario import Scenario
+
+
+def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
+    """An Avalanche benchmark with the streams train, valid and test of a scenario.
+
+    The generic multi-dataset benchmark is used because, unlike nc_benchmark, it takes a
+    validation stream, and unlike the newer task_incremental_benchmark it keeps
+    classes_in_this_experience.
+    """
+    scaling = (scenario.mean, scenario.std) if normalised else None
+
+    def dataset(images: Images) -> Any:
+        return _make_taskaware_classification_dataset(
+            LabelledImages(images, scaling), task_labels=images.task
+        )
+
+    valid = [dataset(task.validation) for task in scenario.tasks if len(task.validation)]
+    return create_multi_dataset_generic_benchmark(
+        [dataset(task.train) for task in scenario.tasks],
+        [dataset(task.test) for task in scenario.tasks],
+        other_streams_datasets={"valid": valid} if valid else None,
+    )

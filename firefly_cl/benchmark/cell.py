@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,77 +14,23 @@ import numpy as np
 import torch
 
 from firefly_cl.benchmark import environment
-from firefly_cl.benchmark.configuration import Cell, differences, recipe_from
+from firefly_cl.benchmark.configuration import Cell, recipe_from
 from firefly_cl.benchmark.events import Events
-from firefly_cl.benchmark.probe import FILE_NAME as PROBE_NAME
+from firefly_cl.benchmark.folders import EVENTS_FOLDER, MODEL_FOLDER, clear
 from firefly_cl.benchmark.probe import Probe, spread
 from firefly_cl.benchmark.records import (
     FILE_NAME,
     Record,
     average_accuracy,
     average_forgetting,
-    read_record,
-    write_atomic,
     write_record,
 )
 from firefly_cl.continual.learner import Progress, Setup
-from firefly_cl.errors import DataError, DivergenceError, FileError
+from firefly_cl.errors import DataError, DivergenceError
 
 if TYPE_CHECKING:
     from firefly_cl.continual.learner import Learner
     from firefly_cl.scenarios import Images, Scenario
-
-MODEL_FOLDER = "model"
-EVENTS_FOLDER = "events"
-
-
-def check_writable(folder: Path) -> None:
-    """Make `folder` and write a file there; FileError if that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            f"cannot make {folder} ({error.strerror}): choose a writable folder with --out"
-        ) from error
-    try:
-        write_atomic(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except (FileError, OSError):
-        raise FileError(f"cannot write in {folder}: choose a writable folder with --out") from None
-
-
-def finished_record(cell: Cell, folder: Path) -> Record | None:
-    """The finished record that `folder` holds of this very cell, None if it must (still) run.
-
-    Raises FileError if the folder holds a run of another configuration.
-    """
-    if not (folder / FILE_NAME).exists():
-        return None
-    record = read_record(folder)
-    changed = differences(record.configuration, cell.as_json())
-    if changed:
-        name, (found, asked) = next(iter(changed.items()))
-        others = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise FileError(
-            f"{folder} holds a run with {name} {found!r}, not {asked!r}{others}: "
-            "choose another --out, or discard it with --overwrite"
-        )
-    return record if record.finished else None
-
-
-def clear(folder: Path) -> None:
-    """Remove what a run of a cell keeps in `folder`, and nothing else."""
-    try:
-        for name in (FILE_NAME, PROBE_NAME):
-            (folder / name).unlink(missing_ok=True)
-        for name in (MODEL_FOLDER, EVENTS_FOLDER):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    except OSError as error:
-        raise FileError(
-            f"cannot empty {folder} ({error.strerror}): choose another --out"
-        ) from error
-
 
 def run_cell(
     cell: Cell,
@@ -102,7 +47,6 @@ def run_cell(
     After each task the model files, the probe and then the record are replaced, each atomically.
     Raises DivergenceError, DataError or FileError; files of the tasks before stay whole.
     """
-    clear(folder)
     recipe = recipe_from(cell.recipe)
     if not scenario.flip and recipe.augmentation.flip:  # mirroring would change the class
         recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
@@ -122,6 +66,7 @@ def run_cell(
         )
     )
     record = _new_record(cell, scenario, threads)
+    clear(folder)
     write_record(record, folder / FILE_NAME)
     stream = scenario.benchmark().train_stream
     if len(stream) != len(scenario.tasks):

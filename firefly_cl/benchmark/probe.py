@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from firefly_cl.benchmark.folders import PROBE_NAME
 from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.errors import FileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILE_NAME = "probe.safetensors"
 IMAGES_PER_TASK = 32
 
 
@@ -38,12 +38,12 @@ class Probe:
             for name, part in parts.items()
             for task, tensor in part.items()
         }
-        write_atomic(folder / FILE_NAME, save(tensors))
+        write_atomic(folder / PROBE_NAME, save(tensors))
 
 
 def read_probe(folder: Path) -> Probe:
     """The probe kept in a run folder; FileError if it is missing or damaged."""
-    path = folder / FILE_NAME
+    path = folder / PROBE_NAME
     try:
         tensors = load(path.read_bytes())
     except FileNotFoundError:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firefly_cl.benchmark.folders import MODEL_FOLDER
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.errors import FileError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
     Logits = Callable[[int, Tensor], Tensor]
@@ -37,7 +39,6 @@ def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[T
     Computes with the number of threads that the run had, since sums depend on it.
     Raises FileError if a file of the run is missing or damaged.
     """
-    from firefly_cl.benchmark.cell import MODEL_FOLDER
     from firefly_cl.benchmark.environment import use_threads
     from firefly_cl.benchmark.probe import read_probe
     from firefly_cl.continual.learner import load_logits
@@ -74,3 +75,31 @@ def _bit_equal(one: Tensor, two: Tensor) -> bool:
         return False
     # compared as bytes: == would call two NaN different and 0 and -0 the same
     return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+
+
+def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> None:
+    """Print the largest difference of each task, and what it means if there is one."""
+    from rich.table import Table
+
+    table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
+    table.add_column("task", justify="right")
+    table.add_column("name")
+    table.add_column("largest difference", justify="right")
+    table.add_column("")
+    for check in checks:
+        verdict = "bit-equal" if check.equal else "[red]changed[/red]"
+        table.add_row(str(check.task + 1), check.name, f"{check.difference:.3g}", verdict)
+    console.print(table)
+    changed = [check for check in checks if not check.equal]
+    if not changed:
+        console.print(f"all {len(checks)} tasks bit-equal\n")
+    elif all(check.as_saved for check in checks):
+        console.print(
+            f"{len(changed)} of {len(checks)} tasks changed after they ended: the strategy "
+            "forgot (the files are as saved)\n"
+        )
+    else:
+        console.print(
+            f"{len(changed)} of {len(checks)} tasks changed: the files are not those that the "
+            "run saved\n"
+        )

@@ -1,1 +1,1 @@
-"""The baselines of firefly_cl."""
+"""Baselines: fine-tuning, joint, individual, EWC, replay; one file each, run through Avalanche."""

@@ -73,10 +73,13 @@ class Augmentation:
         if self.flip:
             mirrored = torch.rand((n, 1), generator=generator, device=generator.device) < 0.5
             columns = torch.where(mirrored.to(device), width - 1 - columns, columns)
-        padded_height, padded_width = images.shape[-2:]
-        plane = (rows + y)[:, :, None] * padded_width + (columns + x)[:, None, :]
-        first = torch.arange(n * channels, device=device).view(n, channels, 1, 1)
-        return images.reshape(-1)[first * (padded_height * padded_width) + plane[:, None]]
+        pixels = (rows + y)[:, :, None] * images.shape[-1] + (columns + x)[:, None, :]
+        # gather over flat planes is three to four times faster than indexing by four tensors.
+        return (
+            images.reshape(n, channels, -1)
+            .gather(2, pixels.view(n, 1, -1).expand(n, channels, -1))
+            .view(n, channels, height, width)
+        )
 
     def colour(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Scale brightness, contrast and saturation of each image, in that order.

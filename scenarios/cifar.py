@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 import zlib
@@ -78,7 +77,7 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
     folder in it, or the path being that folder; a download, if allowed. Raises DataError if nothing
     is found or what is found is damaged.
     """
-    root = options.data_dir or (Path(d) if (d := os.environ.get("FIREFLY_DATA")) else None)
+    root = options.data_root()
     get_it = (
         f"give --data-dir (or set FIREFLY_DATA) a folder with {layout.npz} or {layout.folder}/, "
         "or allow --download"
@@ -87,7 +86,6 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
         if not options.download:
             raise DataError(f"{layout.name} was not found, no data folder is given: {get_it}")
         root = Path.home() / ".cache" / "firefly_cl"
-    root = root.expanduser()
     if root.is_file():
         return _read_npz(layout, root)
     if (root / layout.npz).is_file():
@@ -104,9 +102,10 @@ def read_cifar(layout: CifarLayout, options: ScenarioOptions) -> Cifar:
 def _read_npz(layout: CifarLayout, path: Path) -> Cifar:
     keys = ["train_images", "train_labels", "test_images", "test_labels", "class_names"]
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with loaded as file:
             optional = [k for k in ("superclass_names", "superclass_of_class") if k in file.files]
             missing = [key for key in keys if key not in file.files]
             if missing:
@@ -151,7 +150,8 @@ def _read_folder(layout: CifarLayout, folder: Path) -> Cifar:
 
 
 def _hwc(data: Any) -> np.ndarray[Any, Any]:
-    return np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images: np.ndarray[Any, Any] = np.asarray(data).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -197,7 +197,7 @@ def _download(layout: CifarLayout, root: Path) -> Path:
 
 
 def _checked(layout: CifarLayout, path: Path, arrays: Mapping[str, Any]) -> Cifar:
-    """The arrays as a dataset; raises DataError for shapes, types or labels that are not CIFAR's."""
+    """The arrays as a dataset; raises DataError for shapes, types or labels unlike CIFAR's."""
     again = f"make or download the {layout.name} file again"
     names = arrays["class_names"]
     if names.ndim != 1 or len(names) != layout.n_classes:
@@ -237,8 +237,8 @@ def _checked(layout: CifarLayout, path: Path, arrays: Mapping[str, Any]) -> Cifa
     coarse, coarse_names = arrays.get("superclass_of_class"), arrays.get("superclass_names")
     if coarse is None or coarse_names is None:
         return Cifar(dataset)
-    sizes = np.bincount(coarse, minlength=20) if coarse.dtype.kind in "iu" else np.zeros(0)
-    if coarse.shape != (100,) or coarse_names.shape != (20,) or set(sizes.tolist()) != {5}:
+    five_each = [superclass for superclass in range(20) for _ in range(5)]
+    if coarse.ndim != 1 or coarse_names.shape != (20,) or sorted(coarse.tolist()) != five_each:
         raise DataError(
             f"superclass_of_class of {path} does not give 20 superclasses of 5 classes: {again}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def groups_of(order: Sequence[int], n_tasks: int, *, equal: bool = False) -> lis
             f"choose n_tasks from {', '.join(map(str, fitting))}"
         )
     starts = [task * size + min(task, longer) for task in range(n_tasks + 1)]
-    return [list(order[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [list(order[a:b]) for a, b in pairwise(starts)]
 
 
 def cut(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ class ScenarioOptions:
     validation: float = 0.1
     """Fraction of each class's training images that is held out for validation."""
 
+    image_size: int | None = None
+    """Side in pixels that image-folder resizes to; None is 32. Other scenarios do not resize."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
             raise ConfigurationError(
@@ -33,7 +37,12 @@ class ScenarioOptions:
             )
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"seed is {self.seed}: give a whole number from 0 to 2^63 - 1")
-        for name in ("n_tasks", "first_tasks"):
+        for name in ("n_tasks", "first_tasks", "image_size"):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ConfigurationError(f"{name} is {number}: give 1 or more, or leave it out")
+
+    def data_root(self) -> Path | None:
+        """Where the data are: data_dir, else what FIREFLY_DATA names, else None."""
+        root = self.data_dir or os.environ.get("FIREFLY_DATA")
+        return Path(root).expanduser() if root else None

@@ -28,7 +28,7 @@ EVALUATION_BATCH = 256
 MODEL_KINDS = {
     "firefly": "firefly_cl.continual.firefly",
     "multihead": "firefly_cl.baselines.headed",
-    "individual": "firefly_cl.baselines.individual",
+    "individual": "firefly_cl.baselines.headed",
 }
 """The module whose `load(folder)` reads a model of that kind."""
 
@@ -100,7 +100,12 @@ class Learner(Protocol):
         """Write the model files; raises FileError where the folder cannot be written."""
 
 
-def read_options(kind: type[Options], given: Mapping[str, str]) -> Options:
+@dataclass(frozen=True)
+class NoOptions:
+    """For strategies that have no options of their own."""
+
+
+def read_options(given: Mapping[str, str], kind: type[Options] = NoOptions) -> Options:  # type: ignore[assignment]
     """The dataclass `kind` with its fields read from text; raises ConfigurationError."""
     fields = {known.name: known for known in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}

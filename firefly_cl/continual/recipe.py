@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.scenarios.batches import Augmentation
+from firefly_cl.scenarios import Augmentation
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adamw")

@@ -1,0 +1,116 @@
+"""Elastic weight consolidation: weights that mattered to older tasks are held by springs.
+
+Paper: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks". One
+quadratic for every older task (Avalanche's mode "separate"), with importances by Avalanche's
+EWCPlugin. Batch norm is shared: its scales and shifts are held too, its statistics are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.training.plugins import EWCPlugin
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from firefly_cl.baselines.multihead import MultiHeadLearner
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.loading import Pixels
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.scenarios import images_of, normalise
+
+
+@dataclass(frozen=True)
+class EwcOptions:
+    """The weight of the penalty."""
+
+    ewc_lambda: float = 100.0
+
+    def __post_init__(self) -> None:
+        """Check it."""
+        if not 0 <= self.ewc_lambda < float("inf"):
+            raise ConfigurationError(f"ewc_lambda is {self.ewc_lambda}; it must be 0 or more")
+
+
+class ConsolidationPlugin(EWCPlugin):
+    """Avalanche's separate penalty, its sum over tasks kept as one quadratic.
+
+    lambda * sum_t sum_i F_ti (w_i - w_ti)^2 = lambda * (sum_i A_i (w_i - m_i)^2 + c) with
+    A = sum_t F_t, m = sum_t F_t w_t / A and c = sum_i (sum_t F_t w_t^2 - A m^2): the same
+    function of w at a cost that does not grow with the tasks. Heads of older tasks are left
+    out: no later task changes them.
+    """
+
+    def __init__(self, ewc_lambda: float, pixels: Pixels) -> None:
+        super().__init__(ewc_lambda, mode="separate")
+        self.pixels = pixels
+        self.stiffness: dict[str, Tensor] = {}
+        self.centre: dict[str, Tensor] = {}
+        self.offset = 0.0
+
+    def penalty(self, model: torch.nn.Module) -> Tensor:
+        """The sum over tasks, without lambda."""
+        held = dict(model.named_parameters())
+        total = torch.tensor(self.offset, device=next(model.parameters()).device)
+        for name, stiffness in self.stiffness.items():
+            total = total + (stiffness * (held[name] - self.centre[name]).square()).sum()
+        return total
+
+    def before_backward(self, strategy: Any, **kwargs: object) -> None:
+        """Add the penalty to the loss."""
+        if self.stiffness:
+            strategy.loss += self.ewc_lambda * self.penalty(strategy.model)
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Measure the importances on the task just learnt and add its quadratic."""
+        images = images_of(strategy.experience.dataset)
+        tasks = (
+            torch.full_like(images.labels, images.task) if images.tasks is None else images.tasks
+        )
+        inputs = normalise(images.images, self.pixels.mean, self.pixels.std)
+        importances = self.compute_importances(
+            strategy.model,
+            strategy._criterion,
+            strategy.optimizer,
+            TensorDataset(inputs, images.labels, tasks),
+            strategy.device,
+            strategy.train_mb_size,
+        )
+        strategy.optimizer.zero_grad()
+        self.add(
+            {name: importance.data for name, importance in importances.items()}, strategy.model
+        )
+
+    @torch.no_grad()
+    def add(self, importances: dict[str, Tensor], model: torch.nn.Module) -> None:
+        """Add sum_i F_i (w_i - w*_i)^2 with w* the weights that `model` has now."""
+        for name, weights in model.named_parameters():
+            if ".heads." in f".{name}":
+                continue
+            new = importances[name]
+            old = self.stiffness.get(name, torch.zeros_like(new))
+            centre = self.centre.get(name, weights.clone())
+            total = old + new
+            share = torch.where(total > 0, new / total, 0.0)
+            self.offset += float((old * share * (weights - centre).square()).sum())
+            self.centre[name] = torch.lerp(centre, weights, share)
+            self.stiffness[name] = total
+
+    def kept(self) -> int:
+        """Bytes of stiffness, centres and the offset."""
+        held = (*self.stiffness.values(), *self.centre.values())
+        return sum(values.nbytes for values in held) + 4
+
+
+@STRATEGIES.register("ewc")
+def ewc(setup: Setup) -> MultiHeadLearner:
+    """Elastic weight consolidation; option ewc_lambda."""
+    options = read_options(setup.options, EwcOptions)
+    scenario = setup.scenario
+    plugin = ConsolidationPlugin(
+        options.ewc_lambda, Pixels(scenario.mean, scenario.std, scenario.flip)
+    )
+    return MultiHeadLearner(setup, [plugin], plugin.kept)

@@ -1,0 +1,245 @@
+"""A shared trunk with one linear head per task: the network of the baselines, and its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from firefly_cl.continual.learner import EVALUATION_BATCH, Logits
+from firefly_cl.errors import ConfigurationError, DataError, FileError
+from firefly_cl.scenarios import normalise
+from firefly_cl.zoo import BACKBONES
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What it takes to build the trunk again, and how pixels become its inputs."""
+
+    backbone: str
+    width: float
+    constant_width: int | None
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def build(self, seed: int) -> HeadedNet:
+        """A trunk with weights drawn by `seed`, without heads."""
+        channels, height, _ = self.image_shape
+        model = BACKBONES.get(self.backbone)(
+            n_classes=2,
+            in_channels=channels,
+            image_size=height,
+            width=self.width,
+            constant_width=self.constant_width,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return HeadedNet(model)
+
+
+class HeadedNet(nn.Module):
+    """`model` without its last Linear, and heads for the tasks seen in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        found = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+        if not found or "." in found[-1]:
+            raise ConfigurationError(
+                f"{type(model).__name__} does not end in a Linear of its own: give it one as head"
+            )
+        self.features = model.get_submodule(found[-1]).in_features
+        setattr(model, found[-1], nn.Identity())
+        self.trunk = model
+        self.heads = nn.ModuleDict()
+
+    def add_head(self, task: int, n_classes: int, generator: torch.Generator | None = None) -> None:
+        """A head for `task`, drawn uniformly in +-1/sqrt(features)."""
+        head = nn.Linear(self.features, n_classes)
+        bound = 1 / math.sqrt(self.features)
+        nn.init.uniform_(head.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(head.bias)
+        device = next((values.device for values in self.trunk.parameters()), None)
+        self.heads[str(task)] = head.to(device)
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        """Logits (B, classes of the task) of normalised images."""
+        logits: Tensor = self.heads[str(task)](self.trunk(x))
+        return logits
+
+
+@torch.no_grad()
+def answer(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor) -> Tensor:
+    """Logits (n, classes) in float32 on the CPU for images (n, C, H, W); the same on every call."""
+    if str(task) not in net.heads:
+        seen = ", ".join(net.heads) or "none"
+        raise ConfigurationError(f"task {task} has not been trained; trained so far: {seen}")
+    if tuple(images.shape[1:]) != tuple(blueprint.image_shape):
+        raise DataError(
+            f"images are {tuple(images.shape[1:])}; the model expects {blueprint.image_shape}"
+        )
+    device = next(net.parameters()).device
+    training = net.training
+    net.eval()
+    try:
+        parts = []
+        for chunk in images.split(EVALUATION_BATCH):
+            # Written anew: strides may steer which kernel runs, hence the last bits.
+            plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
+            x = normalise(plain, blueprint.mean, blueprint.std).to(device)
+            with torch.autocast(device.type, enabled=False):
+                parts.append(net(x, task).float().cpu())
+    finally:
+        net.train(training)
+    return torch.cat(parts)
+
+
+def count_floats(net: nn.Module) -> int:
+    """Weights, biases and running statistics."""
+    buffers = (values for values in net.buffers() if values.is_floating_point())
+    return sum(values.numel() for values in (*net.parameters(), *buffers))
+
+
+@torch.no_grad()
+def count_flops(net: HeadedNet, blueprint: Blueprint, task: int) -> int:
+    """Operations of one image through trunk and head, a multiply-add counted as 2."""
+    training = net.training
+    net.eval()
+    image = torch.zeros(1, *blueprint.image_shape, device=next(net.parameters()).device)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            net(image, task)
+    finally:
+        net.train(training)
+    return int(counter.get_total_flops())
+
+
+def layer_units(net: HeadedNet) -> dict[str, int]:
+    """Output units of every convolution and linear layer of the trunk."""
+    return {
+        name: part.weight.shape[0]
+        for name, part in net.trunk.named_modules()
+        if isinstance(part, nn.Conv2d | nn.Linear)
+    }
+
+
+def save_nets(folder: Path, kind: str, blueprint: Blueprint, nets: Sequence[HeadedNet]) -> None:
+    """Write model.json and the weights it names, each whole or not at all.
+
+    The weights are written first, under a name made from their content, so that an
+    interruption leaves the older pair intact. Raises FileError.
+    """
+    weights = {
+        f"{i}.{name}": values.detach().cpu().contiguous()
+        for i, net in enumerate(nets)
+        for name, values in net.state_dict().items()
+    }
+    content = tensor_bytes(weights)
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"model-{digest[:12]}.safetensors"
+    heads = [{task: head.out_features for task, head in net.heads.items()} for net in nets]
+    structure = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "weights": name,
+        "sha256": digest,
+        "blueprint": asdict(blueprint),
+        "nets": heads,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / name, content)
+        _write(folder / "model.json", (json.dumps(structure, indent=1) + "\n").encode())
+        for older in folder.glob("model-*.safetensors"):
+            if older.name != name:
+                older.unlink()
+    except OSError as error:
+        raise FileError(
+            f"cannot write the model to {folder}: {error.strerror or error}; "
+            "choose a folder that can be written"
+        ) from error
+
+
+def load(folder: Path) -> Logits:
+    """The saved networks as a function (task, uint8 images) -> logits.
+
+    Raises FileError where files are missing, damaged, or of a newer schema.
+    """
+    blueprint, nets = load_nets(folder)
+    owner = {int(task): net for net in nets for task in net.heads}
+
+    def logits(task: int, images: Tensor) -> Tensor:
+        return answer(owner.get(task, nets[0]), blueprint, task, images)
+
+    return logits
+
+
+def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
+    """The networks of a folder, in evaluation mode; raises FileError."""
+    path = folder / "model.json"
+    structure = _read_structure(path)
+    try:
+        weights_file = folder / str(structure["weights"])
+        content = weights_file.read_bytes()
+    except (OSError, KeyError):
+        raise FileError(f"the weights that {path} names are missing: restore the folder") from None
+    if hashlib.sha256(content).hexdigest() != structure.get("sha256"):
+        raise FileError(f"{weights_file} is damaged (its checksum differs): restore it from a copy")
+    try:
+        weights = read_tensors(content)
+        told = structure["blueprint"]
+        for name in ("image_shape", "mean", "std"):
+            told[name] = tuple(told[name])
+        blueprint = Blueprint(**told)
+        nets = []
+        for i, heads in enumerate(structure["nets"]):
+            net = blueprint.build(0)
+            for task, n_classes in heads.items():
+                net.add_head(int(task), int(n_classes))
+            prefix = f"{i}."
+            own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+            net.load_state_dict(own, strict=True)
+            nets.append(net.eval())
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError):
+        raise FileError(f"{path} and its weights do not fit together: restore the folder") from None
+    return blueprint, nets
+
+
+def _read_structure(path: Path) -> dict[str, Any]:
+    try:
+        structure = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(structure["schema"])
+    except FileNotFoundError:
+        raise FileError(f"no model in {path.parent}: model.json is missing") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileError(f"{path} is damaged: restore the run folder or train again") from None
+    if schema > SCHEMA:
+        raise FileError(
+            f"{path} has schema {schema}, this version reads up to {SCHEMA}: update firefly_cl"
+        )
+    return dict(structure)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""The multi-head network as an Avalanche model, and the learner that the baselines share."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from avalanche.models import MultiTaskModule
+from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
+from avalanche.training.supervised import Naive
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from firefly_cl.baselines.headed import (
+    Blueprint,
+    HeadedNet,
+    answer,
+    count_floats,
+    count_flops,
+    layer_units,
+    save_nets,
+)
+from firefly_cl.continual.learner import Setup
+from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.training import TrainingPlugin, experience_seed, make_optimizer
+
+
+class MultiHead(MultiTaskModule):
+    """A trunk shared by all tasks and a head for each, grown where a task is first trained.
+
+    Unlike MultiTaskModule's own, its forward runs the trunk once on a batch of several tasks,
+    so that batch norm sees the whole batch. Columns that a task does not have are
+    minus infinity. Tasks without a head, which Avalanche evaluates when it is given a whole
+    stream, answer zeros.
+    """
+
+    def __init__(self, net: HeadedNet, seed: int) -> None:
+        super().__init__()
+        self.net = net
+        self.seed = seed
+
+    def adaptation(self, experience: Any) -> None:
+        """Add the heads of an experience's tasks; only in training."""
+        super().adaptation(experience)
+        if not self.training:
+            return
+        n_classes = max(experience.classes_in_this_experience) + 1
+        for task in experience.task_labels:
+            if str(task) not in self.net.heads:
+                generator = torch.Generator().manual_seed(experience_seed(self.seed, task))
+                self.net.add_head(task, n_classes, generator)
+
+    def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
+        """Logits (B, classes) of normalised images, by the tasks' own heads."""
+        if isinstance(task_labels, int):
+            return self.forward_single_task(x, task_labels)
+        tasks = task_labels.unique().tolist()
+        if len(tasks) == 1:
+            return self.forward_single_task(x, tasks[0])
+        features = self.net.trunk(x)
+        classes = max(self.net.heads[str(task)].out_features for task in tasks)
+        logits = features.new_full((len(x), classes), -torch.inf, dtype=torch.float32)
+        for task in tasks:
+            rows = (task_labels == task).nonzero().squeeze(1)
+            head = self.net.heads[str(task)]
+            logits[rows, : head.out_features] = head(features[rows]).float()
+        return logits
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Logits (B, classes of the task)."""
+        if str(task_label) in self.net.heads:
+            logits: Tensor = self.net(x, task_label)
+            return logits
+        return x.new_zeros(len(x), max(self.max_class_label, 1))
+
+
+def blueprint_of(setup: Setup) -> Blueprint:
+    """What `setup` says about the network."""
+    scenario = setup.scenario
+    return Blueprint(
+        setup.backbone,
+        setup.width,
+        setup.constant_width,
+        scenario.image_shape,
+        scenario.mean,
+        scenario.std,
+    )
+
+
+def training_plugin(setup: Setup) -> TrainingPlugin:
+    """Training by the recipe of `setup`."""
+    scenario = setup.scenario
+    return TrainingPlugin(
+        setup.recipe,
+        Pixels(scenario.mean, scenario.std, scenario.flip),
+        seed=setup.seed,
+        tasks=len(scenario.tasks),
+        progress=setup.progress,
+    )
+
+
+def make_strategy(
+    setup: Setup,
+    model: nn.Module,
+    plugins: Sequence[SupervisedPlugin] = (),
+    kind: type[SupervisedTemplate] = Naive,
+) -> SupervisedTemplate:
+    """An Avalanche strategy of the given kind that trains by the recipe of `setup`."""
+    model.to(setup.device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")
+        evaluator = EvaluationPlugin()
+    # JointTraining divides a batch among the tasks and needs one image for each at least.
+    batch_size = max(setup.recipe.batch_size, len(setup.scenario.tasks))
+    return kind(
+        model=model,
+        optimizer=make_optimizer(setup.recipe, model.parameters()),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=batch_size,
+        train_epochs=setup.recipe.epochs,
+        eval_mb_size=batch_size,
+        device=setup.device,
+        plugins=[*plugins, training_plugin(setup)],
+        evaluator=evaluator,
+    )
+
+
+class MultiHeadLearner:
+    """A learner around one multi-head network and an Avalanche strategy.
+
+    `kept` counts the bytes that the strategy keeps from task to task beside the network.
+
+    Batch norm is shared by all tasks, as in Avalanche's own baselines: statistics follow the task
+    trained last, and that drift is part of what such a strategy forgets.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        plugins: Sequence[SupervisedPlugin] = (),
+        kept: Callable[[], int] = lambda: 0,
+        kind: type[SupervisedTemplate] = Naive,
+    ) -> None:
+        self.setup = setup
+        self.blueprint = blueprint_of(setup)
+        self.net = self.blueprint.build(setup.seed)
+        self.model = MultiHead(self.net, setup.seed)
+        self.strategy = make_strategy(setup, self.model, plugins, kind)
+        self.tasks_trained = 0
+        self.growth_events: list[dict[str, object]] = []
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._kept = kept
+
+    def train(self, experience: Any) -> None:
+        """Learn the next experience; raises DivergenceError or DataError."""
+        start = time.perf_counter()
+        train_seeded(self.setup, self.strategy, experience, self.tasks_trained)
+        self.tasks_trained += 1
+        self.seconds["train"] += time.perf_counter() - start
+
+    def logits(self, task: int, images: Tensor) -> Tensor:
+        """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
+        start = time.perf_counter()
+        logits = answer(self.net, self.blueprint, task, images)
+        self.seconds["evaluate"] += time.perf_counter() - start
+        return logits
+
+    def floats(self) -> int:
+        """Weights, norms and heads."""
+        return count_floats(self.net)
+
+    def bytes(self) -> int:
+        """4 for each float, and what the strategy keeps beside the network."""
+        return 4 * self.floats() + self._kept()
+
+    def flops(self, task: int) -> int:
+        """Operations of one image through trunk and head."""
+        return count_flops(self.net, self.blueprint, task)
+
+    def widths(self) -> dict[str, list[int]]:
+        """Units of every layer; the first task owns them all."""
+        return {name: [units] for name, units in layer_units(self.net).items()}
+
+    def save(self, folder: Path) -> None:
+        """Write model.json and the weights; raises FileError."""
+        save_nets(folder, "multihead", self.blueprint, [self.net])
+
+
+def train_seeded(setup: Setup, strategy: SupervisedTemplate, experiences: Any, number: int) -> None:
+    """Train; what draws from torch's global generator (memories, dropout) draws by the seed."""
+    devices = [setup.device] if setup.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(experience_seed(setup.seed, number))
+        strategy.train(experiences, eval_streams=[])

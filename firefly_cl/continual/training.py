@@ -1,0 +1,245 @@
+"""One way of training for every Avalanche strategy: data path, schedule, mixup, precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.benchmarks.utils.data_loader import ReplayDataLoader, TaskBalancedDataLoader
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from firefly_cl.continual.criterion import TrainingCriterion, mix
+from firefly_cl.continual.learner import EVALUATION_BATCH, Progress, silent
+from firefly_cl.continual.loading import Pixels, RehearsalBatches
+from firefly_cl.continual.precision import Precision, lay_out
+from firefly_cl.continual.recipe import Recipe
+from firefly_cl.errors import DataError, DivergenceError
+from firefly_cl.scenarios import Batches, Images, images_of
+
+
+def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that `recipe` names; the schedule sets its rate before every step."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+class TrainingPlugin(SupervisedPlugin):
+    """Trains any SupervisedTemplate by a recipe; put it last among the plugins.
+
+    It replaces Avalanche's own loaders (also the one of ReplayPlugin) by in-memory batches with
+    the recipe's augmentation, sets the number of epochs and the learning rate of every step,
+    forgets the optimizer's state where an experience begins, mixes images, runs forward and
+    loss of training steps under autocast, and tells `progress` after every epoch. Evaluation is
+    in float32 without augmentation. Loaders of unknown kinds stay as they are.
+
+    Raises DivergenceError at a loss that is NaN or infinite, before it reaches the weights, and
+    DataError at an experience without two images or with pixels that are not finite.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pixels: Pixels,
+        *,
+        seed: int = 0,
+        tasks: int | None = None,
+        progress: Callable[[Progress], None] = silent,
+        units: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.pixels = pixels
+        self.seed = seed
+        self.tasks = tasks
+        self.progress = progress
+        self.units = units
+        self.phase = "train"
+        self.step = 0
+        self.steps = 1
+        self.task = 0
+        self._epoch = 0
+        self._losses: list[float] = []
+        self._right = 0
+        self._seen = 0
+        self._mixing = np.random.default_rng(seed)
+
+    def start_schedule(self, steps: int) -> None:
+        """Begin the learning-rate schedule anew, `steps` steps long."""
+        self.step, self.steps = 0, steps
+
+    def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Prepare loader, epochs, schedule, optimizer, criterion and precision."""
+        self.task = _number(strategy)
+        precision = Precision.of(self.recipe, strategy.device)
+        strategy.dataloader = self._training_loader(strategy, precision)
+        strategy.train_epochs = self.recipe.epochs
+        self.start_schedule(self.recipe.epochs * len(strategy.dataloader))
+        strategy.optimizer.state.clear()
+        self._mixing = np.random.default_rng([self.seed, self.task])
+        if not isinstance(strategy._criterion, TrainingCriterion):
+            strategy._criterion = TrainingCriterion(
+                strategy._criterion, self.recipe.label_smoothing
+            )
+        self._rest(strategy)
+        lay_out(strategy.model, channels_last=precision.channels_last)
+        strategy.__dict__.pop("forward", None)
+        plain = strategy.forward
+
+        def forward() -> Tensor:
+            if not strategy.is_training:
+                return plain()
+            with precision.forward(strategy.device):
+                return plain()
+
+        strategy.forward = forward
+        self._epoch = 0
+        self._tell(None, None)
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Leave the strategy as it was: plain forward, plain memory layout."""
+        self._rest(strategy)
+        strategy.__dict__.pop("forward", None)
+        lay_out(strategy.model, channels_last=False)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
+        """Begin to average the loss."""
+        self._losses, self._right, self._seen = [], 0, 0
+
+    def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
+        """Tell how the epoch went: mean loss, and accuracy on the training batches as seen."""
+        self._epoch += 1
+        loss = sum(self._losses) / len(self._losses) if self._losses else None
+        self._tell(loss, self._right / self._seen if self._seen else None)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: object) -> None:
+        """Set the learning rate of this step; a group's `rate_scale` multiplies it."""
+        rate = self.recipe.rate(self.step, self.steps)
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = rate * group.get("rate_scale", 1.0)
+
+    def before_forward(self, strategy: Any, **kwargs: object) -> None:
+        """Mix the images."""
+        criterion: TrainingCriterion = strategy._criterion
+        criterion.active, criterion.mixture = True, None
+        if self.recipe.mixup:
+            batch = strategy.mbatch
+            batch[0], criterion.mixture = mix(
+                batch[0], batch[1], batch[-1], self.recipe.mixup, self._mixing
+            )
+
+    def before_backward(self, strategy: Any, **kwargs: object) -> None:
+        """Refuse a loss that is not finite."""
+        loss = float(strategy.loss.detach())
+        if loss - loss != 0:  # NaN and both infinities
+            raise DivergenceError(
+                f"the loss became {loss} in task {self.task}, epoch {self._epoch + 1}, "
+                f"step {self.step + 1} of {self.steps}: lower the learning rate "
+                f"(now at most {self.recipe.learning_rate:g}) or look for damaged images"
+            )
+        self._losses.append(loss)
+        if strategy._criterion.mixture is None:
+            hits = strategy.mb_output.detach().argmax(1) == strategy.mb_y
+            self._right += int(hits.sum())
+            self._seen += len(hits)
+        self._rest(strategy)
+
+    def after_training_iteration(self, strategy: Any, **kwargs: object) -> None:
+        """Count the step."""
+        self.step += 1
+
+    def before_eval_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Evaluate on batches from memory, unaugmented and in order."""
+        if not isinstance(strategy.dataloader, DataLoader | TaskBalancedDataLoader):
+            return
+        strategy.dataloader = self._batches(
+            images_of(strategy.adapted_dataset), EVALUATION_BATCH, strategy.device
+        )
+
+    def _batches(
+        self,
+        images: Images,
+        batch_size: int,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+        channels_last: bool = False,
+    ) -> Batches:
+        augmentation = None
+        if generator is not None:
+            augmentation = self.recipe.augmentation
+            if not self.pixels.flip:
+                augmentation = dataclasses.replace(augmentation, flip=False)
+        return Batches(
+            images,
+            batch_size,
+            mean=self.pixels.mean,
+            std=self.pixels.std,
+            augmentation=augmentation,
+            shuffle=generator is not None,
+            generator=generator or torch.Generator(),
+            device=device,
+            channels_last=channels_last,
+        )
+
+    def _training_loader(self, strategy: Any, precision: Precision) -> Any:
+        loader = strategy.dataloader
+        if isinstance(loader, ReplayDataLoader):
+            pairs = list(zip(loader.datasets, loader.batch_sizes, strict=True))
+            pairs[0] = (pairs[0][0], self.recipe.batch_size)
+        elif isinstance(loader, DataLoader | TaskBalancedDataLoader):
+            pairs = [(strategy.adapted_dataset, self.recipe.batch_size)]
+        else:
+            return loader
+        generator = torch.Generator().manual_seed(experience_seed(self.seed, self.task))
+        splits = [(images_of(dataset), size) for dataset, size in pairs]
+        if len(splits[0][0]) < 2:
+            raise DataError(
+                f"task {self.task} has one training image: batch norm needs at least two"
+            )
+        device = strategy.device
+        current, *memories = (
+            self._batches(images, size, device, generator, precision.channels_last)
+            for images, size in splits
+        )
+        return RehearsalBatches(current, memories) if memories else current
+
+    def _rest(self, strategy: Any) -> None:
+        strategy._criterion.active, strategy._criterion.mixture = False, None
+
+    def _tell(self, loss: float | None, accuracy: float | None) -> None:
+        tasks = self.task + 1 if self.tasks is None else self.tasks
+        self.progress(
+            Progress(
+                self.task,
+                tasks,
+                self.phase,
+                self._epoch,
+                self.recipe.epochs,
+                loss,
+                accuracy,
+                self.units(),
+            )
+        )
+
+
+def _number(strategy: Any) -> int:
+    number = getattr(strategy.experience, "current_experience", None)
+    return strategy.clock.train_exp_counter if number is None else int(number)
+
+
+def experience_seed(seed: int, task: int) -> int:
+    """A seed of its own for each experience of a run."""
+    return int(np.random.SeedSequence([seed, task]).generate_state(1, np.uint64)[0] >> 1)

@@ -42,7 +42,9 @@ class Run:
     is not repeated.
     """
 
-    scenario: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SCENARIO")]] = "split-digits"
+    scenario: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SCENARIO")]] = (
+        "split-digits"
+    )
     """What to learn; `firefly-cl list` shows the scenarios."""
     strategy: Names = "firefly,naive,ewc,replay"
     """Strategies, with commas between."""
@@ -340,8 +342,11 @@ def _verify(command: Verify) -> int:
     equal = all(check.equal for _, checks in results for check in checks)
     if command.json:
         runs = [
-            {"folder": str(folder), "equal": all(check.equal for check in checks),
-             "differences": [check.difference for check in checks]}
+            {
+                "folder": str(folder),
+                "equal": all(check.equal for check in checks),
+                "differences": [check.difference for check in checks],
+            }
             for folder, checks in results
         ]
         print(json.dumps({"equal": equal, "runs": runs}))

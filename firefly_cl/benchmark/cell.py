@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from firefly_cl.continual.learner import Learner
     from firefly_cl.scenarios import Images, Scenario
 
+
 def run_cell(
     cell: Cell,
     scenario: Scenario,

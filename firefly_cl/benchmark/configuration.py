@@ -115,7 +115,9 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise ConfigurationError(f"{option} {pair!r} is not name=value: write {option} name=value")
+            raise ConfigurationError(
+                f"{option} {pair!r} is not name=value: write {option} name=value"
+            )
         found[name] = value
     return found
 

@@ -36,7 +36,12 @@ class Display:
         self._last: Progress | None = None
         self._last_line = self._began
         self._live = (
-            Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._draw)
+            Live(
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+                get_renderable=self._draw,
+            )
             if self.console.is_terminal
             else None
         )

@@ -109,6 +109,9 @@ def _cpuinfo() -> list[dict[str, str]]:
     except OSError:
         return []
     return [
-        {key.strip(): value.strip() for key, _, value in (li.partition(":") for li in b.split("\n"))}
+        {
+            key.strip(): value.strip()
+            for key, _, value in (li.partition(":") for li in b.split("\n"))
+        }
         for b in text.strip().split("\n\n")
     ]

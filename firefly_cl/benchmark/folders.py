@@ -60,5 +60,3 @@ def clear(folder: Path) -> None:
         raise FileError(
             f"cannot empty {folder} ({error.strerror}): choose another --out"
         ) from error
-
-

@@ -44,8 +44,8 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
         )
     if not any(match["name"] in tables for match in found):
         raise FileError(
-            f"{path} has no marker for {', '.join(tables)}: put <!-- table:{next(iter(tables))} --> "
-            "and <!-- /table --> on two lines where the table shall stand"
+            f"{path} has no marker for {', '.join(tables)}: put "
+            f"<!-- table:{next(iter(tables))} --> and <!-- /table --> on two lines of it"
         )
 
     def replaced(match: re.Match[str]) -> str:

@@ -36,7 +36,14 @@ _THEME = {
     **{colour: f"var(--s{i})" for i, colour in enumerate(plots.SERIES)},
 }
 _DARK_SERIES = (
-    "#4aa8e0", "#f0813a", "#2fc79b", "#e29cc4", "#f2b632", "#86cdf5", "#c09a74", "#a3acb8",
+    "#4aa8e0",
+    "#f0813a",
+    "#2fc79b",
+    "#e29cc4",
+    "#f2b632",
+    "#86cdf5",
+    "#c09a74",
+    "#a3acb8",
 )
 
 

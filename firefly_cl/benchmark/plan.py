@@ -46,7 +46,7 @@ class Request:
 
 
 def check(request: Request) -> None:
-    """Raise ConfigurationError for an unknown name or a number that cannot work; imports no torch."""
+    """Raise ConfigurationError for an unknown name or a bad number; imports no torch."""
     from firefly_cl.continual import STRATEGIES
     from firefly_cl.scenarios import SCENARIOS
     from firefly_cl.zoo import BACKBONES
@@ -77,8 +77,10 @@ def check(request: Request) -> None:
 
 
 def cells_of(request: Request) -> list[Cell]:
-    """The cells asked for, seed by seed; raises ConfigurationError for settings that cannot work."""
-    return [_cell(request, strategy, seed) for seed in request.seeds for strategy in request.strategies]
+    """The cells asked for, seed by seed; raises ConfigurationError for bad settings."""
+    return [
+        _cell(request, strategy, seed) for seed in request.seeds for strategy in request.strategies
+    ]
 
 
 def _cell(request: Request, strategy: str, seed: int) -> Cell:
@@ -108,7 +110,7 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
 
 
 def _options(request: Request, strategy: str) -> Mapping[str, str]:
-    """Options for every strategy, then those for this one; a name before a dot must be asked for."""
+    """Options for every strategy, and over them those for this one (STRATEGY.name)."""
     common, own = {}, {}
     for name, value in parse_pairs(request.options, "--option").items():
         owner, dot, rest = name.partition(".")

@@ -35,7 +35,7 @@ class Size:
 WIDE = Size("wide", 7.6, 4)
 NARROW = Size("narrow", 3.55, 2)
 
-_STYLE: Mapping[str, Any] = {
+_STYLE: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": GRID,
@@ -124,7 +124,7 @@ def accuracy_matrices(group: ScenarioSummary, size: Size) -> Figure | None:
             bar = figure.colorbar(
                 mesh, ax=panels, location="bottom", fraction=0.04, aspect=45, pad=0.03
             )
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
             bar.set_label("test accuracy (%)")
     return figure
 
@@ -282,10 +282,8 @@ def _stack(axes: Axes, layers: Sequence[tuple[str, Sequence[int]]], colours: Col
 def _owner_bar(figure: Figure, axes: Sequence[Axes], colours: Colormap, tasks: int) -> None:
     norm = mpl.colors.BoundaryNorm([t + 0.5 for t in range(tasks + 1)], tasks)
     mappable = mpl.cm.ScalarMappable(norm, colours)
-    bar = figure.colorbar(
-        mappable, ax=axes, location="bottom", fraction=0.03, aspect=45, pad=0.02
-    )
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar = figure.colorbar(mappable, ax=axes, location="bottom", fraction=0.03, aspect=45, pad=0.02)
+    bar.outline.set_visible(False)
     step = 1 if tasks <= 10 else 5
     numbers = [1, *range(step, tasks + 1, step)] if step > 1 else list(range(1, tasks + 1))
     bar.set_ticks(numbers, labels=[str(number) for number in numbers])

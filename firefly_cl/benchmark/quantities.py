@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def percent(fraction: float | None) -> str:
     """A fraction in percent with one decimal; a dash for None, plain 0 for exactly zero."""
     if fraction is None:
-        return "–"
+        return "-"
     return "0" if fraction == 0 else f"{100 * fraction:.1f}".replace("-0.0", "0.0")
 
 
@@ -17,7 +17,7 @@ def percent_over(fractions: Sequence[float | None]) -> str:
     """Mean and, over several seeds, sample standard deviation, in percent."""
     values = [value for value in fractions if value is not None]
     if not values:
-        return "–"
+        return "-"
     middle = percent(statistics.fmean(values))
     if len(values) < 2 or all(value == 0 for value in values):
         return middle

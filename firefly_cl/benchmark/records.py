@@ -96,7 +96,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise FileError(
-            f"cannot write {path} ({error.strerror or error}): free the disk or choose another folder"
+            f"cannot write {path} ({error.strerror or error}): free space or choose another folder"
         ) from error
 
 
@@ -126,7 +126,9 @@ def read_record(path: Path) -> Record:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise FileError(f"no record at {path}: name a run folder made by `firefly-cl run`") from None
+        raise FileError(
+            f"no record at {path}: name a run folder made by `firefly-cl run`"
+        ) from None
     except OSError as error:
         raise FileError(
             f"cannot read {path} ({error.strerror}): check the path and its permissions"

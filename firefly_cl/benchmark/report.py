@@ -62,7 +62,9 @@ class Summary:
     def matrix(self) -> list[list[float | None]]:
         """Mean over seeds of the accuracy matrix."""
         tasks = range(len(self.records[0].tasks))
-        return [[mean_known([r.accuracy[i][j] for r in self.records]) for j in tasks] for i in tasks]
+        return [
+            [mean_known([r.accuracy[i][j] for r in self.records]) for j in tasks] for i in tasks
+        ]
 
     def curves(self) -> list[list[float]]:
         """For each seed, the average accuracy over the tasks seen, after each task."""
@@ -124,7 +126,8 @@ def summaries(records: Sequence[Record]) -> list[ScenarioSummary]:
     result = []
     taken: set[str] = set()
     for scenario, group in sorted(
-        zip(scenarios, by_cut.values(), strict=True), key=lambda pair: (pair[0], len(pair[1][0].tasks))
+        zip(scenarios, by_cut.values(), strict=True),
+        key=lambda pair: (pair[0], len(pair[1][0].tasks)),
     ):
         tasks = len(group[0].tasks)
         name = scenario if scenarios.count(scenario) == 1 else f"{scenario}/{tasks}-tasks"

@@ -55,8 +55,13 @@ def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[T
         use_threads(threads)
     logits = (load or load_logits)(folder / MODEL_FOLDER)
     return [
-        _check(task, record.tasks[task], logits(task, probe.images[task]).cpu(), probe.ended[task],
-               probe.last[task])
+        _check(
+            task,
+            record.tasks[task],
+            logits(task, probe.images[task]).cpu(),
+            probe.ended[task],
+            probe.last[task],
+        )
         for task in sorted(probe.images)
     ]
 

@@ -29,7 +29,7 @@ class FakeScenario(Scenario):
 
 
 def scenario(n_tasks: int = 3, seed: int = 0) -> FakeScenario:
-    """Tasks of two classes; an image's first pixel is its label in task 0, 1 - label in task 1..."""
+    """Tasks of two classes; the first pixel is the label in even tasks, 1 - label in odd ones."""
     generator = torch.Generator().manual_seed(seed)
 
     def images(task: int, n: int) -> Images:
@@ -66,8 +66,16 @@ class FakeLearner:
             raise KeyboardInterrupt
         for epoch in range(self.setup.recipe.epochs):
             self.setup.progress(
-                Progress(task, len(self.setup.scenario.tasks), "train", epoch + 1,
-                         self.setup.recipe.epochs, 0.1, 0.9, 2)
+                Progress(
+                    task,
+                    len(self.setup.scenario.tasks),
+                    "train",
+                    epoch + 1,
+                    self.setup.recipe.epochs,
+                    0.1,
+                    0.9,
+                    2,
+                )
             )
         sign = 1.0 if task % 2 == 0 else -1.0
         self.weights.append(torch.tensor([-sign, sign]))
@@ -155,9 +163,10 @@ def record(
         seconds={"train": 100.0 + seed, "grow": 10.0 if grows else 0.0, "test": 1.0},
         growth_events=[],
         widths={
-            f"stages.{layer}.convolution": [16 + 8 * layer, *(
-                [4 + (t + layer) % 5 for t in range(1, n_tasks)] if grows else []
-            )]
+            f"stages.{layer}.convolution": [
+                16 + 8 * layer,
+                *([4 + (t + layer) % 5 for t in range(1, n_tasks)] if grows else []),
+            ]
             for layer in range(layers)
         },
     )

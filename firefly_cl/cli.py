@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +232,8 @@ def _run(command: Run, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.folders import check_writable
 
     check_writable(command.out)
+    # Avalanche imports a solver that we never call, and it warns that it is not installed.
+    warnings.filterwarnings("ignore", message="no QP solver found")
     use_threads(threads)
     check_device(command.device)
 

@@ -83,12 +83,26 @@ def _override(default: Any, settings: Mapping[str, Any], where: str) -> Any:
                 f"the {where} has no setting {name!r}: choose from {', '.join(sorted(known))}"
             )
         old = getattr(default, name)
-        nested = is_dataclass(old) and isinstance(value, Mapping)
-        changes[name] = _override(old, value, name) if nested else value
+        if is_dataclass(old) and isinstance(value, Mapping):
+            changes[name] = _override(old, value, name)
+        elif _fits(old, value):
+            changes[name] = value
+        else:
+            raise ConfigurationError(
+                f"{name} of the {where} is {value!r}: give a value of the kind of {old!r}"
+            )
     try:
         return replace(default, **changes)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"the {where} cannot be {dict(settings)}: {error}") from error
+
+
+def _fits(default: Any, value: Any) -> bool:
+    if default is None or isinstance(default, bool):
+        return isinstance(value, (bool, type(default)))
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:

@@ -92,10 +92,10 @@ def accuracy_matrices(group: ScenarioSummary, size: Size) -> Figure | None:
     known = [value for matrix in matrices for row in matrix for value in row if value is not None]
     low = max(0, int(min(known) * 10) * 10)
     low = min(low, 90)
-    side = size.width / columns
-    height = rows * (side + 0.12) + 0.62
+    side = min(size.width / columns, 2.4)
+    height = rows * (side + 0.2) + 0.7 if columns > 2 else rows * (side + 0.05) + 0.65
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(size.width, height), layout="constrained")
+        figure = Figure(figsize=(size.width, height), layout="compressed")
         grid = figure.subplots(rows, columns, squeeze=False)
         panels = [axes for row in grid for axes in row]
         mesh = None

@@ -190,6 +190,8 @@ def find_records(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise FileError(f"{path} does not exist: name a folder made by `firefly-cl run`")
+        if path.is_file() and path.name != FILE_NAME:
+            raise FileError(f"{path} is a file: name a run folder or its {FILE_NAME}")
         below = [path] if path.is_file() else sorted(path.rglob(FILE_NAME))
         if not below:
             raise FileError(f"no {FILE_NAME} in {path} or below: make one with `firefly-cl run`")

@@ -25,9 +25,13 @@ from firefly_cl.scenarios import images_of, normalise
 
 @dataclass(frozen=True)
 class EwcOptions:
-    """The weight of the penalty."""
+    """The weight of the penalty.
 
-    ewc_lambda: float = 100.0
+    1000 was the best of 0, 1, 10, ..., 10000 on validation images of split-digits (two seeds; mlp
+    and resnet9 of an eighth of the width, 20 epochs: 0.989 and 0.951 against 0.931 and 0.875 at 0).
+    """
+
+    ewc_lambda: float = 1000.0
 
     def __post_init__(self) -> None:
         """Check it."""
@@ -42,11 +46,19 @@ class ConsolidationPlugin(EWCPlugin):
     A = sum_t F_t, m = sum_t F_t w_t / A and c = sum_i (sum_t F_t w_t^2 - A m^2): the same
     function of w at a cost that does not grow with the tasks. Heads of older tasks are left
     out: no later task changes them.
+
+    A spring so stiff that a step of size `learning_rate` would overshoot its centre, and soon
+    diverge, is softened: 2 lambda A <= 1 / (2 learning_rate). None leaves every spring as it is.
     """
 
-    def __init__(self, ewc_lambda: float, pixels: Pixels) -> None:
+    def __init__(
+        self, ewc_lambda: float, pixels: Pixels, learning_rate: float | None = None
+    ) -> None:
         super().__init__(ewc_lambda, mode="separate")
         self.pixels = pixels
+        self.stiffest = float("inf")
+        if learning_rate and ewc_lambda:
+            self.stiffest = 1 / (4 * ewc_lambda * learning_rate)
         self.stiffness: dict[str, Tensor] = {}
         self.centre: dict[str, Tensor] = {}
         self.offset = 0.0
@@ -56,7 +68,8 @@ class ConsolidationPlugin(EWCPlugin):
         held = dict(model.named_parameters())
         total = torch.tensor(self.offset, device=next(model.parameters()).device)
         for name, stiffness in self.stiffness.items():
-            total = total + (stiffness * (held[name] - self.centre[name]).square()).sum()
+            springs = stiffness.clamp(max=self.stiffest)
+            total = total + (springs * (held[name] - self.centre[name]).square()).sum()
         return total
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
@@ -111,6 +124,8 @@ def ewc(setup: Setup) -> MultiHeadLearner:
     options = read_options(setup.options, EwcOptions)
     scenario = setup.scenario
     plugin = ConsolidationPlugin(
-        options.ewc_lambda, Pixels(scenario.mean, scenario.std, scenario.flip)
+        options.ewc_lambda,
+        Pixels(scenario.mean, scenario.std, scenario.flip),
+        setup.recipe.learning_rate,
     )
     return MultiHeadLearner(setup, [plugin], plugin.kept)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +61,7 @@ class HeadedNet(nn.Module):
             raise ConfigurationError(
                 f"{type(model).__name__} does not end in a Linear of its own: give it one as head"
             )
-        self.features = model.get_submodule(found[-1]).in_features
+        self.features = cast(nn.Linear, model.get_submodule(found[-1])).in_features
         setattr(model, found[-1], nn.Identity())
         self.trunk = model
         self.heads = nn.ModuleDict()
@@ -96,7 +96,7 @@ def answer(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor) -> T
     net.eval()
     try:
         parts = []
-        for chunk in images.split(EVALUATION_BATCH):
+        for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             x = normalise(plain, blueprint.mean, blueprint.std).to(device)

@@ -19,7 +19,7 @@ from firefly_cl.baselines.headed import (
 )
 from firefly_cl.baselines.multihead import MultiHead, blueprint_of, make_strategy, train_seeded
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.learner import NoOptions, Setup, read_options
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError
 
@@ -89,5 +89,5 @@ class IndividualLearner:
 @STRATEGIES.register("individual")
 def individual(setup: Setup) -> IndividualLearner:
     """One network a task; takes no options."""
-    read_options(setup.options)
+    read_options(setup.options, NoOptions)
     return IndividualLearner(setup)

@@ -15,7 +15,7 @@ from avalanche.training.supervised import JointTraining
 
 from firefly_cl.baselines.multihead import MultiHeadLearner, train_seeded
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.learner import NoOptions, Setup, read_options
 
 
 class JointLearner(MultiHeadLearner):
@@ -43,5 +43,5 @@ class JointLearner(MultiHeadLearner):
 @STRATEGIES.register("joint")
 def joint(setup: Setup) -> JointLearner:
     """Joint training; takes no options."""
-    read_options(setup.options)
+    read_options(setup.options, NoOptions)
     return JointLearner(setup)

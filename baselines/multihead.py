@@ -7,7 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from avalanche.models import MultiTaskModule
@@ -55,19 +55,24 @@ class MultiHead(MultiTaskModule):
                 generator = torch.Generator().manual_seed(experience_seed(self.seed, task))
                 self.net.add_head(task, n_classes, generator)
 
-    def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
-        """Logits (B, classes) of normalised images, by the tasks' own heads."""
+    def forward(self, x: Tensor, task_labels: Tensor | int | None) -> Tensor | dict[int, Tensor]:
+        """Logits (B, classes) of normalised images, by the tasks' own heads.
+
+        Without task labels: the logits of every task trained so far.
+        """
+        if task_labels is None:
+            return {int(task): self.net(x, int(task)) for task in self.net.heads}
         if isinstance(task_labels, int):
             return self.forward_single_task(x, task_labels)
-        tasks = task_labels.unique().tolist()
+        tasks: list[int] = torch.unique(task_labels).tolist()
         if len(tasks) == 1:
             return self.forward_single_task(x, tasks[0])
-        features = self.net.trunk(x)
-        classes = max(self.net.heads[str(task)].out_features for task in tasks)
+        features: Tensor = self.net.trunk(x)
+        heads = {task: cast(nn.Linear, self.net.heads[str(task)]) for task in tasks}
+        classes = max(head.out_features for head in heads.values())
         logits = features.new_full((len(x), classes), -torch.inf, dtype=torch.float32)
-        for task in tasks:
+        for task, head in heads.items():
             rows = (task_labels == task).nonzero().squeeze(1)
-            head = self.net.heads[str(task)]
             logits[rows, : head.out_features] = head(features[rows]).float()
         return logits
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from firefly_cl.baselines.multihead import MultiHeadLearner
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.learner import NoOptions, Setup, read_options
 
 
 @STRATEGIES.register("naive")
 def naive(setup: Setup) -> MultiHeadLearner:
     """Fine-tuning; takes no options."""
-    read_options(setup.options)
+    read_options(setup.options, NoOptions)
     return MultiHeadLearner(setup)

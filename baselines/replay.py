@@ -8,6 +8,7 @@ same size from the memory, both augmented alike. Batch norm is shared and sees o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
@@ -37,12 +38,20 @@ class ReplayOptions:
             )
 
 
+class MemoryPlugin(ReplayPlugin):
+    """Avalanche's ReplayPlugin, filling its memory by the call that outlives Avalanche 0.6."""
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Let images of the experience into the memory."""
+        self.storage_policy.post_adapt(strategy, strategy.experience)
+
+
 @STRATEGIES.register("replay")
 def replay(setup: Setup) -> MultiHeadLearner:
     """Experience replay; options mem_size and buffer."""
     options = read_options(setup.options, ReplayOptions)
     memory = BUFFERS[options.buffer](options.mem_size)
-    plugin = ReplayPlugin(options.mem_size, storage_policy=memory)
+    plugin = MemoryPlugin(options.mem_size, storage_policy=memory)
     channels, height, width = setup.scenario.image_shape
     pixel_bytes = setup.scenario.tasks[0].train.images.element_size()
     image_bytes = channels * height * width * pixel_bytes

@@ -105,7 +105,7 @@ class NoOptions:
     """For strategies that have no options of their own."""
 
 
-def read_options(given: Mapping[str, str], kind: type[Options] = NoOptions) -> Options:  # type: ignore[assignment]
+def read_options(given: Mapping[str, str], kind: type[Options]) -> Options:
     """The dataclass `kind` with its fields read from text; raises ConfigurationError."""
     fields = {known.name: known for known in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def read_options(given: Mapping[str, str], kind: type[Options] = NoOptions) -> O
         if key not in fields:
             known = ", ".join(fields) or "none"
             raise ConfigurationError(f"unknown strategy option {name!r}: known here are {known}")
-        convert = type(fields[key].default)
+        convert: Any = type(fields[key].default)
         try:
             values[key] = convert(text)
         except ValueError:

@@ -65,7 +65,7 @@ def lay_out(model: nn.Module, *, channels_last: bool) -> None:
     was trained and the same one read from a file then answer bit-equally.
     """
     if channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
         return
     for values in (*model.parameters(), *model.buffers()):
         plain = torch.empty(values.shape, dtype=values.dtype, device=values.device)

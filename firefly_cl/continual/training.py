@@ -8,7 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.benchmarks.utils.data_loader import ReplayDataLoader, TaskBalancedDataLoader
+from avalanche.benchmarks.utils.data_loader import (
+    ReplayDataLoader,
+    SingleDatasetDataLoader,
+    TaskBalancedDataLoader,
+)
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -97,7 +101,7 @@ class TrainingPlugin(SupervisedPlugin):
         self._rest(strategy)
         lay_out(strategy.model, channels_last=precision.channels_last)
         strategy.__dict__.pop("forward", None)
-        plain = strategy.forward
+        plain: Callable[[], Tensor] = strategy.forward
 
         def forward() -> Tensor:
             if not strategy.is_training:
@@ -163,7 +167,7 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_eval_exp(self, strategy: Any, **kwargs: object) -> None:
         """Evaluate on batches from memory, unaugmented and in order."""
-        if not isinstance(strategy.dataloader, DataLoader | TaskBalancedDataLoader):
+        if not isinstance(strategy.dataloader, DataLoader | SingleDatasetDataLoader):
             return
         strategy.dataloader = self._batches(
             images_of(strategy.adapted_dataset), EVALUATION_BATCH, strategy.device

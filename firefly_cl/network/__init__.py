@@ -1,1 +1,28 @@
-"""The network of firefly_cl."""
+"""The growing network: spaces of owned units, row blocks, edits, extraction, costs, files."""
+
+from firefly_cl.network.cost import floats, flops, stored_bytes
+from firefly_cl.network.extract import extract
+from firefly_cl.network.files import load_net, save_net
+from firefly_cl.network.graph import register_map
+from firefly_cl.network.net import FireflyNet
+from firefly_cl.network.space import GIVEN, Layout, Segment, Selection, Space
+from firefly_cl.network.trace import map_call, map_module, register_rule
+
+__all__ = [
+    "GIVEN",
+    "FireflyNet",
+    "Layout",
+    "Segment",
+    "Selection",
+    "Space",
+    "extract",
+    "floats",
+    "flops",
+    "load_net",
+    "map_call",
+    "map_module",
+    "register_map",
+    "register_rule",
+    "save_net",
+    "stored_bytes",
+]

@@ -156,6 +156,15 @@ def test_validation_of_a_class_does_not_depend_on_its_task(cifar100_folder: Path
     assert held[0] == held[1] and len(held[0]) == 100
 
 
+def test_classes_hold_out_images_at_different_places() -> None:
+    labels = torch.arange(40) // 20
+    images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1) % 20
+    dataset = Dataset(images, labels, images, labels, ("a", "b"))
+    held = cut("mine", dataset, [[0, 1]], ScenarioOptions(validation=0.25), flip=True)
+    places = held.tasks[0].validation.images.flatten().tolist()
+    assert len(places) == 10 and places[:5] != places[5:]
+
+
 def test_cifar10_in_its_own_order(tmp_path: Path, cifar_arrays: Callable[[int], dict]) -> None:
     np.savez(tmp_path / "any-name.npz", **cifar_arrays(10))
     scenario = build("split-cifar10", data_dir=tmp_path / "any-name.npz")

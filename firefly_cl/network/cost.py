@@ -1,0 +1,65 @@
+"""What a network costs: numbers stored, bytes, floating-point operations."""
+
+from __future__ import annotations
+
+from firefly_cl.network.graph import Node
+from firefly_cl.network.layers import GrowableLayer
+from firefly_cl.network.net import FireflyNet
+from firefly_cl.network.space import channel_count
+
+
+def floats(net: FireflyNet) -> int:
+    """Every number stored: weights, norms with their statistics, heads of all tasks."""
+    tensors = list(net.parameters()) + [b for b in net.buffers() if b.is_floating_point()]
+    return sum(t.numel() for t in tensors)
+
+
+def mask_bits(net: FireflyNet) -> int:
+    """One bit for each task and older unit: whether the task computes it."""
+    return sum(
+        net.spaces[name].before(task)
+        for task in range(len(net.tasks))
+        for name in net.growable_spaces()
+    )
+
+
+def stored_bytes(net: FireflyNet) -> int:
+    """Bytes of all numbers, masks, and the flags of fixed statistics (one bit a channel)."""
+    numbers = list(net.parameters()) + list(net.buffers())
+    flags = sum(t.numel() for t in numbers if not t.is_floating_point())
+    size = sum(t.numel() * t.element_size() for t in numbers if t.is_floating_point())
+    return size + (mask_bits(net) + flags + 7) // 8
+
+
+def flops(net: FireflyNet, task: int | None = None) -> int:
+    """Floating-point operations of one image through a task's function (a multiply-add is two).
+
+    Convolutions and linear layers, as torch.utils.flop_counter counts them on `net(x, task)`:
+    frozen units run as one dense product, with zeros where an older unit would read a newer one.
+    """
+    task = net.check_task(task)
+    return sum(
+        _node_flops(net, node, layer, task)
+        for node in net.nodes
+        if isinstance(
+            layer := net.layers[node.name] if node.name in net.layers else None, GrowableLayer
+        )
+    )
+
+
+def _node_flops(net: FireflyNet, node: Node, layer: GrowableLayer, task: int) -> int:
+    positions = node.size
+    for side in layer.kernel:
+        positions *= side
+    active, reads = net.tasks[task].active, net.tasks[task].reads
+    own = net.owned_units(task)
+    old_rows = 0 if layer.is_head else channel_count(layer.writes, active)
+    block = layer.block(task)
+    new_rows = 0 if block is None else block.rows
+    if layer.per_unit:
+        pairs = (old_rows + new_rows) * layer.columns_per_unit
+    else:
+        pairs = old_rows * channel_count(layer.reads, active) + new_rows * (
+            channel_count(layer.reads, reads) + channel_count(layer.reads, own)
+        )
+    return 2 * pairs * positions

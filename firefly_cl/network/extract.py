@@ -1,0 +1,128 @@
+"""One task's function as an ordinary module: what people deploy, and the oracle of the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from firefly_cl.errors import EditError
+from firefly_cl.network.graph import MAPS, Node
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm
+from firefly_cl.network.net import FireflyNet
+from firefly_cl.network.space import GIVEN, channel_count, positions
+
+
+@torch.no_grad()
+def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
+    """A dense module of the units that are active for a task (the newest unless given).
+
+    It maps (B, C, H, W) to the task's logits as `net(x, task)` does, holds only Conv2d, Linear,
+    BatchNorm and functions, and depends on nothing here; its weights are copies. Where an older
+    unit would read a newer one, its weights hold zeros. Raises ConfigurationError for a task
+    that the network has not seen.
+    """
+    task = net.check_task(task)
+    units = net.active_units(task)
+    root = nn.Module()
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for node in net.nodes:
+        inputs = [made[i] for i in node.inputs if i in made]
+        if node.kind == "input":
+            made[node.name] = graph.placeholder(node.name)
+        elif not inputs or (node.layout and not channel_count(node.layout, units)):
+            continue
+        elif node.kind == "output":
+            made[node.name] = graph.output(inputs[0])
+        elif node.name in net.layers:
+            root.add_module(node.name, _module(net, node, task))
+            made[node.name] = graph.call_module(node.name, (inputs[0],))
+        elif node.kind == "add":
+            total = inputs[0]
+            for term in inputs[1:]:
+                total = graph.call_function(torch.add, (total, term))
+            made[node.name] = total
+        elif node.kind == "cat":
+            made[node.name] = graph.call_function(torch.cat, (inputs, 1))
+        elif node.kind == "flatten":
+            made[node.name] = graph.call_function(torch.flatten, (inputs[0], 1))
+        elif node.kind == "identity":
+            made[node.name] = inputs[0]
+        else:
+            made[node.name] = _map(root, graph, node, inputs[0])
+    module = fx.GraphModule(root, graph, f"Task{task}")
+    return module.train(net.training)
+
+
+def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node) -> fx.Node:
+    attributes = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in node.attributes.items()
+    }
+    operation = attributes.pop("operation")
+    if operation.startswith("dropout"):
+        kind = nn.Dropout2d if operation == "dropout2d" else nn.Dropout
+        root.add_module(node.name, kind(**attributes))
+        return graph.call_module(node.name, (x,))
+    return graph.call_function(MAPS[operation], (x,), attributes)
+
+
+def _module(net: FireflyNet, node: Node, task: int) -> nn.Module:
+    layer, units = net.layers[node.name], net.active_units(task)
+    if isinstance(layer, GrowableNorm):
+        norm = layer.assemble(range(GIVEN, task + 1), units, net.owned_units)
+        kind = nn.BatchNorm1d if node.flat else nn.BatchNorm2d
+        out = kind(len(norm.mean), layer.eps, layer.momentum, layer.affine)
+        values: dict[str, Tensor | None] = {
+            "running_mean": norm.mean,
+            "running_var": norm.var,
+            "weight": norm.weight,
+            "bias": norm.bias,
+            "num_batches_tracked": torch.tensor(0, device=norm.mean.device),
+        }
+        return _filled(out, values)
+    assert isinstance(layer, GrowableLayer)
+    if layer.is_head:
+        block = layer.block(task)
+        if block is None:
+            raise EditError(f"task {task} has no head")
+        whole = layer.whole_rows(task, net.read_units, net.owned_units)
+        weight, bias = _over_active(net, layer, task, whole), block.bias
+        bias = None if bias is None else bias.detach().clone()
+    else:
+        weight, bias = layer.assemble(
+            range(task + 1), units, units, net.read_units, net.owned_units
+        )
+    made: nn.Module
+    if layer.is_conv:
+        channels = channel_count(layer.reads, units)
+        made = nn.Conv2d(
+            channels,
+            weight.shape[0],
+            layer.kernel,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            channels // weight.shape[1] if layer.per_unit else 1,
+            bias is not None,
+        )
+    else:
+        made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
+    return _filled(made, {"weight": weight, "bias": bias})
+
+
+def _over_active(net: FireflyNet, layer: GrowableLayer, task: int, whole: Tensor) -> Tensor:
+    """A head's rows over what the task reads, as rows over everything active."""
+    units = net.active_units(task)
+    at, _ = positions(layer.reads, units, net.read_units(task))
+    weight = whole.new_zeros(whole.shape[0], channel_count(layer.reads, units))
+    weight[:, at] = whole
+    return weight
+
+
+def _filled(module: nn.Module, values: dict[str, Tensor | None]) -> nn.Module:
+    state = {key: value for key, value in values.items() if value is not None}
+    like = next(iter(state.values()))
+    module = module.to(like.device, like.dtype)
+    module.load_state_dict(state)
+    return module

@@ -1,0 +1,266 @@
+"""Growable layers: stacks of row blocks, one for each task that has units in the layer's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firefly_cl.network.graph import Node
+from firefly_cl.network.space import Layout, Selection, channel_count, positions
+
+UnitsOf = Callable[[int], Selection]
+"""Some units for each owner: its own, or those that its rows read (selected older ones, own)."""
+
+
+class Block(nn.Module):
+    """The rows of one layer that one task owns.
+
+    from_old: (rows, columns of older units, ...), from_own: (rows, columns of own units, ...),
+    bias: (rows,) or None. A layer that works unit by unit (depthwise, grouped) has only from_own.
+    """
+
+    def __init__(self, from_old: Tensor, from_own: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.from_old = nn.Parameter(from_old)
+        self.from_own = nn.Parameter(from_own)
+        self.bias = nn.Parameter(bias) if bias is not None else None
+
+    @property
+    def rows(self) -> int:
+        """Output channels of the block."""
+        return self.from_own.shape[0]
+
+
+class GrowableLayer(nn.Module):
+    """A Conv2d or Linear made of row blocks; `heads` are such layers with rows for classes."""
+
+    def __init__(self, node: Node, reads: Layout) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict()
+        self.reads = reads
+        self.writes = node.layout
+        self.is_conv = node.kind == "conv"
+        self.is_head = node.kind == "head"
+        self.has_bias = bool(node.attributes["bias"])
+        self.per_unit = bool(node.attributes["per_unit"])
+        self.kernel: tuple[int, ...] = tuple(node.attributes.get("kernel", ()))
+        self.stride: tuple[int, ...] = tuple(node.attributes.get("stride", ()))
+        padding = node.attributes.get("padding", ())
+        self.padding: str | tuple[int, ...] = (
+            padding if isinstance(padding, str) else tuple(padding)
+        )
+        self.dilation: tuple[int, ...] = tuple(node.attributes.get("dilation", ()))
+
+    def block(self, owner: int) -> Block | None:
+        """The rows of `owner`, if it has any."""
+        name = str(owner)
+        return self.blocks[name] if name in self.blocks else None  # type: ignore[return-value]
+
+    @property
+    def rows_per_unit(self) -> int:
+        """Output channels of one unit, in a layer that works unit by unit."""
+        return self.writes[0].repeat
+
+    @property
+    def columns_per_unit(self) -> int:
+        """Input channels of one unit, in a layer that works unit by unit."""
+        return self.reads[0].repeat
+
+    def add_block(
+        self, owner: int, rows: int, old: int, own: int, like: Tensor, generator: torch.Generator
+    ) -> Block:
+        """Append `rows` rows over `old` + `own` columns, He-initialised over all of them.
+
+        He et al. 2015, arXiv 1502.01852: standard deviation sqrt(2 / fan_in). A head gets
+        sqrt(1 / fan_in).
+        """
+        if self.per_unit:
+            old, own = 0, self.columns_per_unit
+        fan_in = (old + own) * math.prod(self.kernel)
+        scale = math.sqrt((1.0 if self.is_head else 2.0) / max(fan_in, 1))
+        weight = torch.randn(rows, old + own, *self.kernel, generator=generator) * scale
+        weight = weight.to(like)
+        bias = torch.zeros(rows).to(like) if self.has_bias else None
+        block = Block(weight[:, :old].clone(), weight[:, old:].clone(), bias)
+        self.blocks[str(owner)] = block
+        return block
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's operation with any weight over the channels of `x`."""
+        if not self.is_conv:
+            return F.linear(x, weight, bias)
+        groups = x.shape[1] // weight.shape[1] if self.per_unit else 1
+        padding = self.padding if isinstance(self.padding, str) else list(self.padding)
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, groups)
+
+    def new_rows(self, owner: int, old: Tensor | None, own: Tensor | None) -> Tensor | None:
+        """Output of the rows of `owner`; None if it has none.
+
+        old, own: channels that its columns read. Only `own` carries a gradient upstream.
+        """
+        block = self.block(owner)
+        if block is None or not block.rows:
+            return None
+        out = None
+        if own is not None and block.from_own.shape[1]:
+            out = self.apply_weight(own, block.from_own, block.bias)
+        if old is not None and block.from_old.shape[1]:
+            bias = block.bias if out is None else None
+            through_old = self.apply_weight(old, block.from_old, bias)
+            out = through_old if out is None else out + through_old
+        return out
+
+    def assemble(
+        self,
+        owners: Iterable[int],
+        rows: Selection,
+        columns: Selection,
+        reads: UnitsOf,
+        owned: UnitsOf,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The blocks of `owners` as one dense weight over selected units, for one fast call.
+
+        rows, columns: units that the output and the input hold. Where an older unit would read
+        a newer one stands zero. Returns (weight, bias or None).
+        """
+        like = next(self.parameters())
+        n_rows = channel_count(self.writes, rows)
+        if self.per_unit:
+            n_columns = self.columns_per_unit
+        else:
+            n_columns = channel_count(self.reads, columns)
+        weight = like.new_zeros(n_rows, n_columns, *self.kernel)
+        bias = like.new_zeros(n_rows) if self.has_bias else None
+        for owner in owners:
+            block = self.block(owner)
+            if block is None:
+                continue
+            at, kept = positions(self.writes, rows, owned(owner))
+            at, kept = at[kept].to(like.device), kept.to(like.device)
+            if self.per_unit:
+                weight[at] = block.from_own.detach()[kept]
+            else:
+                columns_at, there = positions(self.reads, columns, reads(owner))
+                there = there.to(like.device)
+                whole = self.whole_rows(owner, reads, owned)[kept]
+                weight[at[:, None], columns_at.to(like.device)[there]] = whole[:, there]
+            if bias is not None and block.bias is not None:
+                bias[at] = block.bias.detach()[kept]
+        return weight, bias
+
+    def whole_rows(self, owner: int, reads: UnitsOf, owned: UnitsOf) -> Tensor:
+        """The rows of `owner` over everything they read, in the order of the layout."""
+        block = self.block(owner)
+        assert block is not None
+        parts, old_at, own_at = [], 0, 0
+        for segment in self.reads:
+            own = len(owned(owner)[segment.space]) * segment.repeat
+            old = len(reads(owner)[segment.space]) * segment.repeat - own
+            parts.append(block.from_old.detach()[:, old_at : old_at + old])
+            parts.append(block.from_own.detach()[:, own_at : own_at + own])
+            old_at, own_at = old_at + old, own_at + own
+        return torch.cat(parts, 1)
+
+
+class NormBlock(nn.Module):
+    """Batch-norm parameters and statistics of the channels that one task owns.
+
+    `fixed` marks channels that keep their statistics in training too: copies of frozen units,
+    whose function must not move before their weights do.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    fixed: Tensor
+
+    def __init__(self, channels: int, affine: bool, like: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(like.new_ones(channels)) if affine else None
+        self.bias = nn.Parameter(like.new_zeros(channels)) if affine else None
+        self.register_buffer("running_mean", like.new_zeros(channels))
+        self.register_buffer("running_var", like.new_ones(channels))
+        self.register_buffer("fixed", torch.zeros(channels, dtype=torch.bool, device=like.device))
+
+
+@dataclass
+class Statistics:
+    """What a norm applies in evaluation, (channels,) each."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class GrowableNorm(nn.Module):
+    """A BatchNorm1d or BatchNorm2d made of blocks, one for each owner of its channels."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict()
+        self.writes = node.layout
+        self.eps = float(node.attributes["eps"])
+        self.momentum = float(node.attributes["momentum"])
+        self.affine = bool(node.attributes["affine"])
+
+    def block(self, owner: int) -> NormBlock | None:
+        """The channels of `owner`, if it has any."""
+        name = str(owner)
+        return self.blocks[name] if name in self.blocks else None  # type: ignore[return-value]
+
+    def add_block(self, owner: int, channels: int, like: Tensor) -> NormBlock:
+        """Append channels with unit statistics and an affine map that changes nothing."""
+        block = NormBlock(channels, self.affine, like)
+        self.blocks[str(owner)] = block
+        return block
+
+    def evaluate(self, x: Tensor, by: Statistics) -> Tensor:
+        """Normalise with given statistics."""
+        return F.batch_norm(x, by.mean, by.var, by.weight, by.bias, False, 0.0, self.eps)
+
+    def new_channels(self, owner: int, x: Tensor, training: bool) -> Tensor:
+        """Normalise the channels of `owner`, with batch statistics in training."""
+        block = self.block(owner)
+        assert block is not None
+        mean, var = block.running_mean, block.running_var
+        if not training:
+            return self.evaluate(x, Statistics(mean, var, block.weight, block.bias))
+        if not bool(block.fixed.any()):
+            return F.batch_norm(
+                x, mean, var, block.weight, block.bias, True, self.momentum, self.eps
+            )
+        kept = block.fixed.nonzero().flatten()
+        fixed = Statistics(
+            mean[kept].clone(),
+            var[kept].clone(),
+            block.weight[kept] if block.weight is not None else None,
+            block.bias[kept] if block.bias is not None else None,
+        )
+        y = F.batch_norm(x, mean, var, block.weight, block.bias, True, self.momentum, self.eps)
+        mean[kept], var[kept] = fixed.mean, fixed.var
+        return y.index_copy(1, kept, self.evaluate(x[:, kept], fixed))
+
+    def assemble(self, owners: Iterable[int], channels: Selection, owned: UnitsOf) -> Statistics:
+        """Statistics of the blocks of `owners`, over selected units."""
+        like = next(b.running_mean for b in self.blocks.values())  # type: ignore[union-attr]
+        n = channel_count(self.writes, channels)
+        mean, var = like.new_zeros(n), like.new_ones(n)
+        weight = like.new_ones(n) if self.affine else None
+        bias = like.new_zeros(n) if self.affine else None
+        for owner in owners:
+            block = self.block(owner)
+            if block is None:
+                continue
+            at, kept = positions(self.writes, channels, owned(owner))
+            at, kept = at[kept].to(like.device), kept.to(like.device)
+            mean[at], var[at] = block.running_mean[kept], block.running_var[kept]
+            if weight is not None and bias is not None:
+                assert block.weight is not None and block.bias is not None
+                weight[at] = block.weight.detach()[kept]
+                bias[at] = block.bias.detach()[kept]
+        return Statistics(mean, var, weight, bias)

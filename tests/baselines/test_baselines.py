@@ -1,0 +1,227 @@
+"""Every baseline learns a small stream, repeats itself by seed, and survives its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import accuracy
+
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.learner import Setup, load_logits
+from firefly_cl.errors import ConfigurationError, DataError, FileError
+from firefly_cl.scenarios import Images, Scenario, Task
+
+BASELINES = ["ewc", "individual", "joint", "naive", "replay"]
+
+
+def test_every_baseline_is_listed() -> None:
+    assert set(BASELINES) <= set(STRATEGIES.names())
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_learns_two_tasks_of_digits(
+    name: str, digits: Scenario, trained: Callable[..., Any]
+) -> None:
+    learner = trained(name, digits)
+    assert learner.tasks_trained == 2
+    # The newest task of each, and both where nothing or little is forgotten.
+    assert accuracy(learner, digits, 1) >= 0.93
+    if name != "naive":
+        assert accuracy(learner, digits, 0) >= 0.93
+    assert learner.seconds["train"] > 0
+
+
+def test_a_convolutional_net_learns_too(digits: Scenario, trained: Callable[..., Any]) -> None:
+    learner = trained("replay", digits, backbone="resnet9", width=0.125)
+    assert min(accuracy(learner, digits, task) for task in range(2)) >= 0.85
+
+
+def test_naive_forgets_more_than_replay(
+    three_digits: Scenario, trained: Callable[..., Any]
+) -> None:
+    changes: dict[str, Any] = {"backbone": "mlp-bn", "recipe": {"epochs": 10}}
+    naive = trained("naive", three_digits, **changes)
+    replay = trained("replay", three_digits, **changes)
+    kept = [sum(accuracy(learner, three_digits, t) for t in (0, 1)) for learner in (naive, replay)]
+    assert kept[0] + 0.05 < kept[1]
+
+
+@pytest.mark.parametrize("name", ["naive", "replay", "ewc", "individual"])
+def test_a_seed_decides_every_bit(name: str, digits: Scenario, trained: Callable[..., Any]) -> None:
+    images = digits.tasks[1].test.images
+    quick: dict[str, Any] = {"recipe": {"epochs": 1, "mixup": 0.2}}
+    torch.manual_seed(11)
+    first = trained(name, digits, seed=3, **quick).logits(1, images)
+    torch.manual_seed(12)
+    assert torch.equal(trained(name, digits, seed=3, **quick).logits(1, images), first)
+    assert not torch.equal(trained(name, digits, seed=4, **quick).logits(1, images), first)
+
+
+@pytest.mark.parametrize("name", ["replay", "individual"])
+@pytest.mark.parametrize("recipe", [{}, {"precision": "bfloat16", "channels_last": True}])
+def test_saved_models_answer_bit_equally(
+    name: str, recipe: dict[str, Any], digits: Scenario, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    learner = trained(
+        name, digits, backbone="resnet18", width=0.0625, recipe={"epochs": 1, **recipe}
+    )
+    learner.save(tmp_path)
+    learner.save(tmp_path)
+    logits = load_logits(tmp_path)
+    for task in range(2):
+        images = digits.tasks[task].test.images
+        assert torch.equal(logits(task, images), learner.logits(task, images))
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 2 and files[1] == "model.json"
+
+
+def test_damaged_files_are_named(
+    digits: Scenario, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    learner = trained("naive", digits, recipe={"epochs": 1})
+    with pytest.raises(FileError, match=r"model\.json is missing"):
+        load_logits(tmp_path)
+    learner.save(tmp_path)
+    structure = json.loads((tmp_path / "model.json").read_text())
+    weights = tmp_path / structure["weights"]
+    whole = weights.read_bytes()
+
+    (tmp_path / "model.json").write_text(json.dumps({**structure, "schema": 99}))
+    with pytest.raises(FileError, match=r"schema 99.*update"):
+        load_logits(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps({**structure, "kind": "forest"}))
+    with pytest.raises(FileError, match="forest"):
+        load_logits(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(structure)[:-20])
+    with pytest.raises(FileError, match="damaged"):
+        load_logits(tmp_path)
+    (tmp_path / "model.json").write_text(json.dumps(structure))
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(FileError, match="checksum"):
+        load_logits(tmp_path)
+    weights.unlink()
+    with pytest.raises(FileError, match="missing"):
+        load_logits(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(
+    digits: Scenario, trained: Callable[..., Any], tmp_path: Path
+) -> None:
+    learner = trained("naive", digits, recipe={"epochs": 1})
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(FileError, match="cannot write"):
+        learner.save(tmp_path / "run")
+
+
+def unequal(seed: int = 0) -> Scenario:
+    """Tasks of two and four classes, told apart by the brightness of stripes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def images(n: int, classes: int, task: int) -> Images:
+        labels = torch.arange(n) % classes
+        pixels = torch.randint(0, 60, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+        for row in range(classes):
+            pixels[labels == row, :, 2 * row] += 180
+        return Images(pixels, labels, task)
+
+    tasks = tuple(
+        Task(
+            task,
+            f"stripes {classes}",
+            tuple(f"row {row}" for row in range(classes)),
+            images(48 * classes, classes, task),
+            images(8, classes, task),
+            images(40, classes, task),
+        )
+        for task, classes in enumerate((2, 4, 3))
+    )
+    return Scenario("stripes", tasks, (0.3,), (0.3,), (1, 8, 8), False)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_unequal_class_counts(name: str, trained: Callable[..., Any]) -> None:
+    scenario = unequal()
+    learner = trained(name, scenario, options={"ewc_lambda": "10"} if name == "ewc" else {})
+    for task, classes in enumerate((2, 4, 3)):
+        assert learner.logits(task, scenario.tasks[task].test.images).shape == (40, classes)
+    assert accuracy(learner, scenario, 2) >= 0.9
+    if name in ("joint", "individual", "replay"):
+        assert accuracy(learner, scenario, 0) >= 0.9
+
+
+def test_sizes_count_everything(digits: Scenario, trained: Callable[..., Any]) -> None:
+    quick: dict[str, Any] = {"backbone": "mlp-bn", "recipe": {"epochs": 1}}
+    # 64 inputs, two hidden layers of 64 with norm (weight, bias, mean, variance), heads of 2.
+    trunk = 64 * 64 * 2 + 4 * 64 * 2
+    head = 64 * 2 + 2
+    naive = trained("naive", digits, **quick)
+    assert naive.floats() == trunk + 2 * head
+    assert naive.bytes() == 4 * naive.floats()
+    assert naive.flops(0) == 2 * (64 * 64 * 2 + 64 * 2)
+    assert naive.widths() == {"hidden.0": [64], "hidden.3": [64]}
+    individual = trained("individual", digits, **quick)
+    assert individual.floats() == 2 * (trunk + head)
+    assert individual.widths()["hidden.0"] == [64, 64]
+    ewc = trained("ewc", digits, **quick)
+    held = 64 * 64 * 2 + 2 * 64 * 2
+    assert ewc.bytes() == 4 * ewc.floats() + 4 * (2 * held) + 4
+    replay = trained("replay", digits, options={"mem_size": "50"}, **quick)
+    assert replay.bytes() == 4 * replay.floats() + 50 * (64 + 16)
+    joint = trained("joint", digits, **quick)
+    images = sum(len(task.train) for task in digits.tasks)
+    assert joint.bytes() == 4 * joint.floats() + images * (64 + 8)
+
+
+def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None:
+    learner = trained("replay", digits, options={"mem-size": "40", "buffer": "reservoir"})
+    assert accuracy(learner, digits, 0) >= 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("naive", {"mem_size": "3"}, "known here are none"),
+        ("replay", {"mem_siz": "3"}, "known here are mem_size, buffer"),
+        ("replay", {"mem_size": "few"}, "a whole number"),
+        ("replay", {"mem_size": "0"}, "at least 1"),
+        ("replay", {"buffer": "heap"}, "balanced, reservoir"),
+        ("ewc", {"ewc_lambda": "-1"}, "0 or more"),
+        ("ewc", {"ewc_lambda": "nan"}, "0 or more"),
+    ],
+)
+def test_wrong_options(
+    name: str,
+    options: dict[str, str],
+    message: str,
+    digits: Scenario,
+    setup_for: Callable[..., Setup],
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        STRATEGIES.get(name)(setup_for(digits, options=options))
+
+
+@pytest.mark.parametrize("name", ["naive", "individual"])
+def test_untrained_tasks_and_wrong_images(
+    name: str, digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    learner = STRATEGIES.get(name)(setup_for(digits, recipe={"epochs": 1}))
+    images = digits.tasks[0].test.images
+    with pytest.raises(ConfigurationError, match="task 0 has not been trained"):
+        learner.logits(0, images)
+    learner.train(digits.benchmark().train_stream[0])
+    with pytest.raises(DataError, match="the model expects"):
+        learner.logits(0, images.repeat(1, 3, 1, 1))
+
+
+def test_joint_waits_for_the_last_task(digits: Scenario, setup_for: Callable[..., Setup]) -> None:
+    learner = STRATEGIES.get("joint")(setup_for(digits, recipe={"epochs": 1}))
+    stream = digits.benchmark().train_stream
+    learner.train(stream[0])
+    assert learner.tasks_trained == 0
+    learner.train(stream[1])
+    assert learner.tasks_trained == 2

@@ -1,0 +1,120 @@
+"""Elastic weight consolidation against a quadratic by hand and against Avalanche's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin
+from avalanche.training.utils import ParamData, copy_params_dict
+from conftest import accuracy
+from torch import nn
+
+from firefly_cl.baselines.ewc import ConsolidationPlugin
+from firefly_cl.continual.loading import Pixels
+from firefly_cl.scenarios import Scenario
+
+PIXELS = Pixels((0.5,), (0.5,))
+
+
+def one_weight(value: float) -> nn.Module:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def test_penalty_by_hand() -> None:
+    plugin = ConsolidationPlugin(3.0, PIXELS)
+    plugin.add({"weight": torch.tensor([[2.0]])}, one_weight(1.0))
+    plugin.add({"weight": torch.tensor([[6.0]])}, one_weight(-1.0))
+    # At w = 2: 2 (2 - 1)^2 + 6 (2 + 1)^2 = 56; its slope 2*2*1 + 2*6*3 = 40.
+    model = one_weight(2.0)
+    loss = torch.ones(1)
+    strategy = SimpleNamespace(model=model, loss=loss, clock=None)
+    plugin.before_backward(strategy)
+    assert strategy.loss.item() == pytest.approx(1 + 3 * 56)
+    strategy.loss.backward()
+    assert model.weight.grad.item() == pytest.approx(3 * 40)
+
+
+def test_penalty_equals_avalanches_separate_mode() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    ours, theirs = ConsolidationPlugin(0.7, PIXELS), EWCPlugin(0.7, mode="separate")
+    for task in range(3):
+        with torch.no_grad():
+            for weights in model.parameters():
+                weights.add_(torch.randn_like(weights))
+        importances = {name: torch.rand_like(w) for name, w in model.named_parameters()}
+        importances["0.bias"][0] = 0.0  # weights that matter to no task
+        ours.add(importances, model)
+        theirs.importances[task] = {
+            name: ParamData(name, init_tensor=values) for name, values in importances.items()
+        }
+        theirs.saved_params[task] = copy_params_dict(model)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights))
+    losses, gradients = [], []
+    for plugin in (ours, theirs):
+        state: Any = SimpleNamespace(
+            model=model,
+            loss=torch.zeros(1),
+            device=torch.device("cpu"),
+            clock=SimpleNamespace(train_exp_counter=3),
+        )
+        plugin.before_backward(state)
+        losses.append(state.loss.detach())
+        gradients.append(torch.autograd.grad(state.loss, list(model.parameters())))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_stiff_springs_do_not_overshoot() -> None:
+    rate = 0.1
+    plugin = ConsolidationPlugin(1e6, PIXELS, rate)
+    plugin.add({"weight": torch.tensor([[5.0]])}, one_weight(1.0))
+    model = one_weight(2.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (plugin.ewc_lambda * plugin.penalty(model)).backward()
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_importances_are_squared_gradients_of_the_plain_loss(
+    digits: Scenario, trained: Callable[..., Any]
+) -> None:
+    learner = trained("ewc", digits, recipe={"epochs": 1, "batch_size": 1000})
+    plugin = learner.strategy.plugins[0]
+    assert not any("heads" in name for name in plugin.stiffness)
+    before = copy.deepcopy(plugin.stiffness)
+    # A batch as large as the task: its importance is the squared gradient of the mean loss.
+    task = digits.tasks[1].train
+    x = (task.images.float() / 255 - digits.mean[0]) / digits.std[0]
+    loss = nn.functional.cross_entropy(learner.net(x, 1), task.labels)
+    (gradient,) = torch.autograd.grad(loss, learner.net.trunk.hidden[0].weight)
+    name = "net.trunk.hidden.0.weight"
+    learner.strategy.experience = digits.benchmark().train_stream[1]
+    plugin.after_training_exp(learner.strategy)
+    torch.testing.assert_close(
+        plugin.stiffness[name] - before[name], gradient.square(), rtol=1e-3, atol=1e-7
+    )
+
+
+def test_a_strong_penalty_keeps_the_old_task(digits: Scenario, trained: Callable[..., Any]) -> None:
+    changes: dict[str, Any] = {"recipe": {"epochs": 10}}
+    free = trained("ewc", digits, options={"ewc_lambda": "0"}, **changes)
+    held = trained("ewc", digits, options={"ewc_lambda": "10000"}, **changes)
+    plugin = held.strategy.plugins[0]
+    assert plugin.penalty(held.model) < plugin.penalty(free.model) or (
+        accuracy(held, digits, 0) >= accuracy(free, digits, 0)
+    )
+    naive = trained("naive", digits, **changes)
+    images = digits.tasks[0].test.images
+    assert torch.equal(free.logits(0, images), naive.logits(0, images))

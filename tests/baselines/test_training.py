@@ -1,0 +1,215 @@
+"""The training plugin: loaders, mixup, smoothing, divergence, news, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin, LwFPlugin
+from avalanche.training.supervised import Naive
+from conftest import QUICK, accuracy
+from torch import nn
+
+from firefly_cl.baselines.multihead import MultiHead, blueprint_of, make_strategy
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.criterion import Mixture, TrainingCriterion, mix
+from firefly_cl.continual.learner import Progress, Setup
+from firefly_cl.continual.loading import Pixels, RehearsalBatches
+from firefly_cl.continual.training import TrainingPlugin, make_optimizer
+from firefly_cl.errors import DataError, DivergenceError
+from firefly_cl.scenarios import Batches, Images, Scenario
+
+
+def test_smoothing_agrees_with_torch_and_skips_absent_classes() -> None:
+    logits, labels = torch.randn(7, 4), torch.randint(0, 3, (7,))
+    criterion = TrainingCriterion(nn.CrossEntropyLoss(), 0.1)
+    criterion.active = True
+    narrow = nn.functional.cross_entropy(logits[:, :3], labels, label_smoothing=0.1)
+    logits[:, 3] = -torch.inf
+    logits.requires_grad_()
+    loss = criterion(logits, labels)
+    torch.testing.assert_close(loss, narrow)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all()
+    assert (gradient[:, 3] == 0).all()
+
+
+def test_criterion_is_plain_outside_training_steps() -> None:
+    logits, labels = torch.randn(5, 3), torch.randint(0, 3, (5,))
+    criterion = TrainingCriterion(nn.CrossEntropyLoss(), 0.1)
+    assert torch.equal(criterion(logits, labels), nn.functional.cross_entropy(logits, labels))
+
+
+def test_mixed_loss_is_the_mean_of_both_labels() -> None:
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    criterion = TrainingCriterion(nn.CrossEntropyLoss(), 0.0)
+    criterion.active, criterion.mixture = True, Mixture(labels.flip(0), 0.25)
+    ce = nn.functional.cross_entropy
+    expected = 0.25 * ce(logits, labels) + 0.75 * ce(logits, labels.flip(0))
+    torch.testing.assert_close(criterion(logits, labels), expected)
+
+
+def test_mixing_stays_within_a_task() -> None:
+    tasks = torch.tensor([0, 1, 0, 1, 1, 0, 0])
+    x = tasks.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    y = torch.arange(7)
+    seen = set()
+    for seed in range(20):
+        mixed, mixture = mix(x, y, tasks, 1.0, np.random.default_rng(seed))
+        torch.testing.assert_close(mixed, x)  # equal images mixed are the same image
+        assert mixture.labels.sort().values.equal(y)
+        assert tasks[mixture.labels].equal(tasks)
+        seen.add(tuple(mixture.labels.tolist()))
+    assert len(seen) > 10
+
+
+def test_rehearsal_joins_each_batch_with_memory() -> None:
+    def batches(n: int, size: int, task: int) -> Batches:
+        images = Images(torch.zeros(n, 1, 8, 8, dtype=torch.uint8), torch.arange(n) % 2, task)
+        return Batches(
+            images,
+            size,
+            mean=(0.5,),
+            std=(0.5,),
+            augmentation=None,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(0),
+            device="cpu",
+        )
+
+    joined = list(RehearsalBatches(batches(20, 8, 5), [batches(6, 4, 2)]))
+    assert [batch[2].tolist() for batch in joined] == [
+        [5] * 8 + [2] * 4,
+        [5] * 8 + [2] * 2,
+        [5] * 4 + [2] * 4,
+    ]
+
+
+def test_schedule_reaches_every_step_and_news_every_epoch(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    news: list[Progress] = []
+    rates: list[float] = []
+    setup = setup_for(digits, progress=news.append)
+    learner = STRATEGIES.get("naive")(setup)
+    step = learner.strategy.optimizer.step
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        rates.append(learner.strategy.optimizer.param_groups[0]["lr"])
+        return step(*args, **kwargs)
+
+    learner.strategy.optimizer.step = spy
+    learner.train(digits.benchmark().train_stream[0])
+    steps = len(rates)
+    assert rates == [setup.recipe.rate(i, steps) for i in range(steps)]
+    assert [(line.task, line.tasks, line.epoch) for line in news] == [(0, 2, i) for i in range(7)]
+    assert news[0].loss is None
+    assert news[-1].loss < news[1].loss
+    assert news[-1].accuracy > 0.9
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_autocast_is_only_in_training(
+    digits: Scenario, setup_for: Callable[..., Setup], precision: str
+) -> None:
+    setup = setup_for(digits, recipe={"precision": precision, "epochs": 1})
+    learner = STRATEGIES.get("naive")(setup)
+    kinds: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
+    learner.net.trunk.register_forward_hook(
+        lambda module, args, output: kinds[module.training].add(output.dtype)
+    )
+    stream = digits.benchmark().train_stream
+    learner.train(stream[0])
+    learner.strategy.eval(stream[:1])
+    learner.logits(0, digits.tasks[0].test.images)
+    assert kinds == {True: {getattr(torch, precision)}, False: {torch.float32}}
+    assert "forward" not in vars(learner.strategy)
+
+
+def test_nan_loss_ends_training_before_the_weights_see_it(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    learner = STRATEGIES.get("naive")(setup_for(digits, recipe={"learning_rate": 1e12}))
+    with pytest.raises(
+        DivergenceError, match=r"task 0, epoch .* lower the learning rate"
+    ) as caught:
+        learner.train(digits.benchmark().train_stream[0])
+    assert "\n" not in str(caught.value)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def with_train(scenario: Scenario, task: int, train: Images) -> Scenario:
+    tasks = list(scenario.tasks)
+    tasks[task] = dataclasses.replace(tasks[task], train=train)
+    return dataclasses.replace(scenario, tasks=tuple(tasks))
+
+
+def test_nan_pixels_are_refused(digits: Scenario, setup_for: Callable[..., Setup]) -> None:
+    train = digits.tasks[0].train
+    pixels = train.images.float() / 255
+    pixels[3, 0, 2, 2] = torch.nan
+    broken = with_train(digits, 0, Images(pixels, train.labels, 0))
+    learner = STRATEGIES.get("naive")(setup_for(broken))
+    with pytest.raises(DataError, match="NaN"):
+        learner.train(broken.benchmark().train_stream[0])
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "individual"])
+def test_one_image_last_batch_with_batch_norm(
+    digits: Scenario, trained: Callable[..., Any], strategy: str
+) -> None:
+    cut = digits
+    for task in range(2):
+        train = digits.tasks[task].train
+        cut = with_train(cut, task, Images(train.images[:65], train.labels[:65], task))
+    learner = trained(strategy, cut, backbone="mlp-bn", recipe={"epochs": 1})
+    assert learner.logits(1, cut.tasks[1].test.images).isfinite().all()
+
+
+def test_a_single_image_is_refused(digits: Scenario, setup_for: Callable[..., Setup]) -> None:
+    train = digits.tasks[0].train
+    cut = with_train(digits, 0, Images(train.images[:1], train.labels[:1], 0))
+    learner = STRATEGIES.get("naive")(setup_for(cut))
+    with pytest.raises(DataError, match="at least two"):
+        learner.train(cut.benchmark().train_stream[0])
+
+
+def test_avalanche_evaluates_to_the_same_accuracy(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    setup = setup_for(digits)
+    net = blueprint_of(setup).build(0)
+    model = MultiHead(net, 0)
+    pixels = Pixels(digits.mean, digits.std, digits.flip)
+    evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
+    strategy = Naive(
+        model=model,
+        optimizer=make_optimizer(QUICK, model.parameters()),
+        train_mb_size=8,
+        plugins=[TrainingPlugin(QUICK, pixels)],
+        evaluator=evaluator,
+    )
+    benchmark = digits.benchmark()
+    strategy.train(benchmark.train_stream[0])
+    metrics = strategy.eval(benchmark.test_stream)  # the second task has no head yet
+    learner = STRATEGIES.get("naive")(setup)
+    learner.net, learner.model = net, model
+    found = next(value for name, value in metrics.items() if name.endswith("Exp000"))
+    assert found == pytest.approx(accuracy(learner, digits, 0))
+    assert found > 0.9
+
+
+def test_any_other_avalanche_plugin_trains_on_the_fast_path(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    setup = setup_for(digits, recipe={"epochs": 2, "mixup": 0.4})
+    net = blueprint_of(setup).build(0)
+    strategy = make_strategy(setup, MultiHead(net, 0), [LwFPlugin(alpha=1.0, temperature=2.0)])
+    for experience in digits.benchmark().train_stream:
+        strategy.train(experience, eval_streams=[])
+    assert list(net.heads) == ["0", "1"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from firefly_cl.errors import ConfigurationError, FireflyError
+from firefly_cl.errors import ConfigurationError, FileError, FireflyError
 
 if TYPE_CHECKING:
     from firefly_cl.benchmark.runner import Outcome
@@ -338,10 +338,17 @@ def _verify(command: Verify) -> int:
         raise ConfigurationError("no run named: give one or more run folders, for example runs")
     console = Console()
     results = []
+    failed = 0
     for path in find_records(command.runs):
-        checks = verify(path.parent)
+        try:
+            checks = verify(path.parent)
+        except FileError as error:
+            failed = _fail(command, str(error), 2)  # the other runs are checked all the same
+            continue
         print_checks(path.parent, checks, console)
         results.append((path.parent, checks))
+    if failed:
+        return failed
     equal = all(check.equal for _, checks in results for check in checks)
     if command.json:
         runs = [

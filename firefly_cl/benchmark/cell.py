@@ -83,9 +83,10 @@ def run_cell(
             started = time.perf_counter()
             test_row = _row(learner, scenario, i, "test")
             validation_row = _row(learner, scenario, i, "validation")
-            _probe(learner, scenario, i, probe)
+            _probe(learner, scenario, probe)
             testing += time.perf_counter() - started
-            learner.save(folder / MODEL_FOLDER)
+            if learner.tasks_trained:
+                learner.save(folder / MODEL_FOLDER)
             probe.write(folder)
             record = _after_task(record, learner, test_row, validation_row, testing)
             write_record(record, folder / FILE_NAME)
@@ -143,7 +144,7 @@ def _after_task(
         average_forgetting=average_forgetting(accuracy),
         parameters=floats,
         bytes=size,
-        flops=[learner.flops(task) for task in range(len(accuracy))],
+        flops=[learner.flops(task) for task in range(learner.tasks_trained)],
         parameters_by_task=[*record.parameters_by_task, floats],
         bytes_by_task=[*record.bytes_by_task, size],
         seconds={**learner.seconds, "test": testing},
@@ -154,7 +155,7 @@ def _after_task(
 
 def _row(learner: Learner, scenario: Scenario, i: int, split: str) -> list[float | None]:
     row: list[float | None] = [None] * len(scenario.tasks)
-    for j in range(i + 1):
+    for j in range(min(i + 1, learner.tasks_trained)):
         row[j] = accuracy_on(learner, getattr(scenario.tasks[j], split))
     return row
 
@@ -174,14 +175,15 @@ def accuracy_on(learner: Learner, images: Images) -> float | None:
     return int((logits.argmax(dim=1) == images.labels).sum()) / len(images.labels)
 
 
-def _probe(learner: Learner, scenario: Scenario, i: int, probe: Probe) -> None:
-    task = scenario.tasks[i]
-    # an empty validation split (--validation 0) leaves the training images to probe with
-    source = task.validation if len(task.validation.labels) else task.train
-    probe.images[i] = source.images[spread(len(source.labels))].clone()
-    for j in range(i + 1):
+def _probe(learner: Learner, scenario: Scenario, probe: Probe) -> None:
+    for j in range(learner.tasks_trained):
+        task = scenario.tasks[j]
+        if j not in probe.images:
+            # an empty validation split (--validation 0) leaves the training images to probe with
+            source = task.validation if len(task.validation.labels) else task.train
+            probe.images[j] = source.images[spread(len(source.labels))].clone()
         probe.last[j] = learner.logits(j, probe.images[j]).cpu()
-    probe.ended[i] = probe.last[i].clone()
+        probe.ended.setdefault(j, probe.last[j].clone())
 
 
 def _fingerprint(scenario: Scenario) -> Mapping[str, Any]:

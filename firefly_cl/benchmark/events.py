@@ -48,7 +48,8 @@ class Events:
     ) -> None:
         """Write the state after `task`; `growth` holds every growth event so far."""
         seen = [value for value in accuracy if value is not None]
-        self._writer.add_scalar("accuracy/average", sum(seen) / len(seen), task)
+        if seen:
+            self._writer.add_scalar("accuracy/average", sum(seen) / len(seen), task)
         for j, value in enumerate(accuracy):
             if value is not None:
                 self._writer.add_scalar(f"accuracy/{j:02d} {names[j]}", value, task)

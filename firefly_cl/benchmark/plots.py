@@ -73,7 +73,7 @@ def accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
 def size_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
     """Floats needed to answer the tasks so far."""
     curves = {
-        summary.label: [list(map(float, record.parameters_by_task)) for record in summary.records]
+        summary.label: [list(record.parameters_by_task) for record in summary.records]
         for summary in group.summaries
     }
     figure = _lines(group, size, curves, "floats")
@@ -189,7 +189,7 @@ def styles(group: ScenarioSummary) -> dict[str, tuple[str, str]]:
 def _lines(
     group: ScenarioSummary,
     size: Size,
-    curves: Mapping[str, Sequence[Sequence[float]]],
+    curves: Mapping[str, Sequence[Sequence[float | None]]],
     label: str,
     scale: float = 1.0,
 ) -> Figure:
@@ -203,8 +203,12 @@ def _lines(
         axes = figure.subplots()
         for name, seeds in curves.items():
             colour, marker = style[name]
-            points = [[scale * value for value in at] for at in zip(*seeds, strict=True)]
-            x = range(1, len(points) + 1)
+            points, x = [], []
+            for task, at in enumerate(zip(*seeds, strict=True), 1):
+                known = [scale * value for value in at if value is not None]
+                if len(known) == len(at):
+                    points.append(known)
+                    x.append(task)
             middle = [statistics.fmean(at) for at in points]
             axes.plot(x, middle, color=colour, marker=marker, label=_short(name, 30), clip_on=False)
             if len(seeds) > 1:

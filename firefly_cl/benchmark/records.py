@@ -22,7 +22,8 @@ Matrix = Sequence[Sequence["float | None"]]
 class Record:
     """One cell's record; `accuracy[i][j]` is the test accuracy of task j after task i, a fraction.
 
-    Rows exist for the tasks trained so far; entries with j > i are None. `parameters` counts
+    Rows exist for the tasks streamed so far; entries are None for j > i, and for tasks that a
+    learner cannot answer yet (joint training waits for the last). `parameters` counts
     floats, `bytes` everything a method keeps, `flops` one image through each task's function.
     `parameters_by_task` and `bytes_by_task` are the sizes when each task ended.
     """
@@ -50,31 +51,32 @@ class Record:
 
 
 def average_accuracy(accuracy: Matrix) -> float | None:
-    """Mean accuracy over the tasks seen, after the last one trained; None before the first."""
-    if not accuracy:
-        return None
-    row = _seen(accuracy, len(accuracy) - 1)
-    return math.fsum(row) / len(row)
+    """Mean accuracy over the tasks known after the last one; None if there is none."""
+    row = _known(accuracy[-1]) if accuracy else {}
+    return math.fsum(row.values()) / len(row) if row else None
 
 
 def average_forgetting(accuracy: Matrix) -> float | None:
-    """Mean over earlier tasks of their best accuracy so far minus their last (0 for one task).
+    """Mean over earlier tasks of their best accuracy before the last task minus that after it.
 
-    Chaudhry et al. 2018, eq. 3: f_j = max_{i < T-1} a_ij - a_{T-1,j}, mean over j < T-1.
+    Chaudhry et al. 2018, eq. 3: f_j = max_{i < T-1} a_ij - a_{T-1,j}, mean over j < T-1. It is 0
+    for one task, and None for a learner that answered nothing before the last task.
     """
     if not accuracy:
         return None
-    last = len(accuracy) - 1
-    rows = [_seen(accuracy, i) for i in range(last + 1)]
-    drops = [max(rows[i][j] for i in range(j, last)) - rows[last][j] for j in range(last)]
-    return math.fsum(drops) / len(drops) if drops else 0.0
+    *before, last = [_known(row) for row in accuracy]
+    if not before:
+        return 0.0
+    drops = [
+        max(row[j] for row in before if j in row) - value
+        for j, value in last.items()
+        if any(j in row for row in before)
+    ]
+    return math.fsum(drops) / len(drops) if drops else None
 
 
-def _seen(accuracy: Matrix, i: int) -> list[float]:
-    row = accuracy[i][: i + 1]
-    if len(row) <= i or any(value is None for value in row):
-        raise FileError(f"accuracy row {i} lacks a task that was trained: the record is damaged")
-    return [float(value) for value in row if value is not None]
+def _known(row: Sequence[float | None]) -> dict[int, float]:
+    return {j: float(value) for j, value in enumerate(row) if value is not None}
 
 
 def write_atomic(path: Path, content: bytes) -> None:

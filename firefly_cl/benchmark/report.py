@@ -66,15 +66,9 @@ class Summary:
             [mean_known([r.accuracy[i][j] for r in self.records]) for j in tasks] for i in tasks
         ]
 
-    def curves(self) -> list[list[float]]:
-        """For each seed, the average accuracy over the tasks seen, after each task."""
-        return [
-            [
-                statistics.fmean(value for value in row if value is not None)
-                for row in record.accuracy
-            ]
-            for record in self.records
-        ]
+    def curves(self) -> list[list[float | None]]:
+        """For each seed, the average accuracy over the tasks known, after each task."""
+        return [[mean_known(row) for row in record.accuracy] for record in self.records]
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,9 @@ class ScenarioSummary:
                 "strategy": summary.label,
                 "seeds": summary.seeds,
                 "average_accuracy": summary.mean("average_accuracy"),
-                "average_forgetting": summary.mean("average_forgetting"),
+                "average_forgetting": mean_known(
+                    [record.average_forgetting for record in summary.records]
+                ),
                 "parameters": summary.mean("parameters"),
                 "bytes": summary.mean("bytes"),
                 "flops": summary.flops(),

@@ -44,10 +44,11 @@ def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[T
     from firefly_cl.continual.learner import load_logits
 
     record = read_record(folder)
-    if not record.accuracy:
+    trained = range(len(record.flops))
+    if not trained:
         raise FileError(f"{folder} has no trained task to verify: let the run go on")
     probe = read_probe(folder)
-    missing = [task for task in range(len(record.accuracy)) if task not in probe.images]
+    missing = [task for task in trained if task not in probe.images]
     if missing:
         raise FileError(f"the probe in {folder} lacks task {missing[0]}: run the cell again")
     threads = record.hardware.get("threads")
@@ -86,7 +87,8 @@ def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> Non
     """Print the largest difference of each task, and what it means if there is one."""
     from rich.table import Table
 
-    table = Table(title=str(folder), title_justify="left", box=None, pad_edge=False)
+    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+    table = Table(box=None, pad_edge=False)
     table.add_column("task", justify="right")
     table.add_column("name")
     table.add_column("largest difference", justify="right")

@@ -15,9 +15,11 @@ from firefly_cl.benchmark.cell import accuracy_on, run_cell
 from firefly_cl.benchmark.folders import check_writable, clear, finished_record
 from firefly_cl.benchmark.probe import IMAGES_PER_TASK, read_probe, spread
 from firefly_cl.benchmark.records import read_record
+from firefly_cl.benchmark.report import summaries
 from firefly_cl.benchmark.verify import verify
 from firefly_cl.continual.learner import Setup
 from firefly_cl.errors import DataError, DivergenceError, FileError
+from firefly_cl.scenarios import Images
 
 torch.set_num_threads(1)
 
@@ -198,3 +200,29 @@ def test_flips_are_left_out_where_they_change_the_class(tmp_path: Path):
         stream = replace(scenario(), flip=flip)
         run_cell(cell(), stream, watching, tmp_path, threads=1, progress=lambda p: None)
     assert seen == [False, True]
+
+
+def test_a_learner_that_waits_for_the_last_task_is_recorded(tmp_path: Path):
+    class Waiting(FakeLearner):
+        def train(self, experience: Any) -> None:
+            super().train(experience)
+            self.tasks_trained = 3 if len(self.weights) == 3 else 0
+
+    result = run_cell(cell(), scenario(), Waiting, tmp_path, threads=1, progress=lambda p: None)
+    assert result.accuracy == [[None] * 3, [None] * 3, [1.0] * 3]
+    assert (result.average_accuracy, result.average_forgetting) == (1.0, None)
+    assert result.finished and result.flops == [4, 4, 4]
+    assert all(check.equal for check in verify(tmp_path, load))
+    summaries([result])[0].summaries[0].row()
+
+
+def test_without_a_validation_split_the_probe_is_from_training(tmp_path: Path):
+    stream = scenario()
+    none = tuple(
+        replace(task, validation=Images(task.train.images[:0], task.train.labels[:0], task.index))
+        for task in stream.tasks
+    )
+    result = run(tmp_path, stream=replace(stream, tasks=none))
+    assert result.validation_accuracy[0] == [None] * 3
+    probe = read_probe(tmp_path)
+    assert torch.equal(probe.images[1], stream.tasks[1].train.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def test_redrawing_changes_no_byte(page: Path, tmp_path: Path):
     groups = [group(5, 3, 3), summaries([record("na<i>ve", n_tasks=2, scenario_name="b")])[0]]
     for path in write_page(again, groups):
         assert path.read_bytes() == (page.parent / path.name).read_bytes()
+
+
+def test_a_learner_that_answers_only_at_the_end_is_one_point():
+    waiting = replace(record("joint", n_tasks=3), accuracy=[[None] * 3, [None] * 3, [0.5] * 3])
+    figure = plots.accuracy_over_tasks(summaries([waiting])[0], plots.WIDE)
+    assert figure is not None
+    (line,) = figure.axes[0].get_lines()
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [50.0])
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):

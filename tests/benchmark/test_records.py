@@ -45,9 +45,17 @@ def test_forgetting_is_negative_where_later_tasks_helped():
     assert average_forgetting([[0.5, None], [0.75, 0.6]]) == -0.25
 
 
-def test_a_row_without_a_trained_task_is_damage():
-    with pytest.raises(FileError, match="row 1"):
-        average_accuracy([[0.5, None], [None, 0.5]])
+def test_a_learner_that_waits_for_the_last_task_has_no_forgetting():
+    waiting = [[None, None], [0.5, 0.75]]
+    assert average_forgetting(waiting) is None
+    assert average_accuracy(waiting) == 0.625
+    assert average_accuracy(waiting[:1]) is None
+
+
+def test_forgetting_counts_the_tasks_known_before_the_last():
+    assert average_forgetting([[None] * 3, [0.9, None, None], [0.5, 0.7, 0.8]]) == pytest.approx(
+        0.4
+    )
 
 
 def test_record_round_trip_is_exact(tmp_path: Path):

@@ -177,12 +177,17 @@ def execute(command: Command) -> int:
 
 
 def _fail(command: Command, message: str, code: int) -> int:
-    if command.debug:
-        traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    _report_error(command, message)
     if command.json:
         print(json.dumps({"error": message}))
     return code
+
+
+def _report_error(command: Command, message: str) -> str:
+    if command.debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return message
 
 
 def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
@@ -331,36 +336,29 @@ def _report(command: Report) -> int:
 def _verify(command: Verify) -> int:
     from rich.console import Console
 
-    from firefly_cl.benchmark.records import find_records
+    from firefly_cl.benchmark.records import find_records, plain
     from firefly_cl.benchmark.verify import print_checks, verify
 
     if not command.runs:
         raise ConfigurationError("no run named: give one or more run folders, for example runs")
     console = Console()
-    results = []
-    failed = 0
+    runs: list[dict[str, Any]] = []
     for path in find_records(command.runs):
+        folder = path.parent
         try:
-            checks = verify(path.parent)
-        except FileError as error:
-            failed = _fail(command, str(error), 2)  # the other runs are checked all the same
+            checks = verify(folder)
+        except FileError as error:  # the other runs are checked all the same
+            runs.append({"folder": str(folder), "error": _report_error(command, str(error))})
             continue
-        print_checks(path.parent, checks, console)
-        results.append((path.parent, checks))
-    if failed:
-        return failed
-    equal = all(check.equal for _, checks in results for check in checks)
+        print_checks(folder, checks, console)
+        equal = all(check.equal for check in checks)
+        differences = [plain(check.difference) for check in checks]
+        runs.append({"folder": str(folder), "equal": equal, "differences": differences})
     if command.json:
-        runs = [
-            {
-                "folder": str(folder),
-                "equal": all(check.equal for check in checks),
-                "differences": [check.difference for check in checks],
-            }
-            for folder, checks in results
-        ]
-        print(json.dumps({"equal": equal, "runs": runs}))
-    return 0 if equal else 1
+        print(json.dumps({"equal": all(run.get("equal", False) for run in runs), "runs": runs}))
+    if any("error" in run for run in runs):
+        return 2
+    return 0 if all(run["equal"] for run in runs) else 1
 
 
 if __name__ == "__main__":

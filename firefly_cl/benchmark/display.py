@@ -100,7 +100,7 @@ class Display:
         took = duration(time.monotonic() - self._cell_began)
         self.say(
             f"{_title(cell)}: accuracy {percent(record.average_accuracy)} %, "
-            f"forgetting {percent(record.average_forgetting)} %, "
+            f"forgetting {percent(record.average_forgetting)}, "
             f"{count(record.parameters)} floats, {took}"
         )
 

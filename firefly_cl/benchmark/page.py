@@ -99,6 +99,7 @@ def _svg(figure: Figure, salt: str, title: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a hundredth of a point is enough
     prefix = re.sub(r"\W", "-", salt)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = text.replace('"#', f'"#{prefix}-').replace("url(#", f"url(#{prefix}-")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """Largest |difference| of one task's probe logits from those recorded when it ended.
+    """Largest absolute difference of one task's probe logits from those recorded when it ended.
 
     `equal` is bit equality; `as_saved` tells whether the files still give the logits that the
     run's last state gave: where they do, a difference is the strategy's forgetting.

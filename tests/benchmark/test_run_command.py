@@ -163,6 +163,15 @@ def test_verify_and_report_of_a_run(
     assert json.loads(out.splitlines()[-1])["equal"] is True
     assert cli.execute(cli._parse(["verify", "out"])) == 1
     assert "the strategy forgot" in " ".join(capsys.readouterr().out.split())
+    probe = Path("out/fake/fake-seed0/probe.safetensors")
+    kept = probe.read_bytes()
+    probe.unlink()
+    assert cli.execute(cli._parse(["verify", "out", "--json"])) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "no probe" in err
+    first, second = json.loads(out.splitlines()[-1])["runs"]
+    assert "no probe" in first["error"] and second["equal"] is False
+    probe.write_bytes(kept)
     asked = ["report", "out", "--html", "page/r.html", "--markdown", "t.md", "--json"]
     assert cli.execute(cli._parse(asked)) == 0
     out = capsys.readouterr().out

@@ -33,6 +33,25 @@ if TYPE_CHECKING:
     from firefly_cl.scenarios import Images, Scenario
 
 
+def setup_of(cell: Cell, scenario: Scenario, progress: Callable[[Progress], None]) -> Setup:
+    """What the builder of the cell's strategy receives."""
+    recipe = recipe_from(cell.recipe)
+    if not scenario.flip and recipe.augmentation.flip:  # mirroring would change the class
+        recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
+    return Setup(
+        scenario=scenario,
+        backbone=cell.backbone,
+        width=cell.width,
+        constant_width=cell.constant_width,
+        recipe=recipe,
+        seed=cell.seed,
+        device=torch.device(cell.device),
+        budget=cell.budget,
+        options=dict(cell.options),
+        progress=progress,
+    )
+
+
 def run_cell(
     cell: Cell,
     scenario: Scenario,
@@ -48,24 +67,8 @@ def run_cell(
     After each task the model files, the probe and then the record are replaced, each atomically.
     Raises DivergenceError, DataError or FileError; files of the tasks before stay whole.
     """
-    recipe = recipe_from(cell.recipe)
-    if not scenario.flip and recipe.augmentation.flip:  # mirroring would change the class
-        recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
     _seed_everything(cell.seed)
-    learner = build(
-        Setup(
-            scenario=scenario,
-            backbone=cell.backbone,
-            width=cell.width,
-            constant_width=cell.constant_width,
-            recipe=recipe,
-            seed=cell.seed,
-            device=torch.device(cell.device),
-            budget=cell.budget,
-            options=dict(cell.options),
-            progress=progress,
-        )
-    )
+    learner = build(setup_of(cell, scenario, progress))
     record = _new_record(cell, scenario, threads)
     clear(folder)
     write_record(record, folder / FILE_NAME)
@@ -76,19 +79,23 @@ def run_cell(
             f"{len(scenario.tasks)} tasks: make the scenario again"
         )
     probe = Probe()
-    testing = 0.0
+    seconds: dict[str, float] = {}
     with Events(folder / EVENTS_FOLDER) as events:
         for i, experience in enumerate(stream):
+            before = dict(learner.seconds)
             learner.train(experience)
+            # a learner's evaluation below is the benchmark's time, and would count twice
+            for phase, total in learner.seconds.items():
+                seconds[phase] = seconds.get(phase, 0.0) + total - before.get(phase, 0.0)
             started = time.perf_counter()
             test_row = _row(learner, scenario, i, "test")
             validation_row = _row(learner, scenario, i, "validation")
             _probe(learner, scenario, probe)
-            testing += time.perf_counter() - started
+            seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
             if learner.tasks_trained:
                 learner.save(folder / MODEL_FOLDER)
             probe.write(folder)
-            record = _after_task(record, learner, test_row, validation_row, testing)
+            record = _after_task(record, learner, test_row, validation_row, seconds)
             write_record(record, folder / FILE_NAME)
             events.task(
                 i,
@@ -131,7 +138,7 @@ def _after_task(
     learner: Learner,
     test_row: list[float | None],
     validation_row: list[float | None],
-    testing: float,
+    seconds: Mapping[str, float],
 ) -> Record:
     accuracy = [*record.accuracy, test_row]
     floats, size = learner.floats(), learner.bytes()
@@ -147,7 +154,7 @@ def _after_task(
         flops=[learner.flops(task) for task in range(learner.tasks_trained)],
         parameters_by_task=[*record.parameters_by_task, floats],
         bytes_by_task=[*record.bytes_by_task, size],
-        seconds={**learner.seconds, "test": testing},
+        seconds=dict(seconds),
         growth_events=[dict(event) for event in learner.growth_events],
         widths=learner.widths(),
     )

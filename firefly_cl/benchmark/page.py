@@ -235,7 +235,8 @@ th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
 td:last-child, th:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
 tbody tr { border-bottom: 1px solid var(--rule); }
-tbody th { font-weight: 600; white-space: pre-wrap; min-width: 7.5rem; }
+tbody th { font-weight: 600; white-space: pre-wrap; }
+details tbody th { min-width: 7.5rem; }
 .note, figcaption { color: var(--muted); font-size: .8125rem; line-height: 1.45; }
 figure { margin: 2.25rem 0; }
 figcaption { margin-top: .4rem; }

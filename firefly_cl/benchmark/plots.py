@@ -67,7 +67,7 @@ Draw = Callable[[ScenarioSummary, Size], "Figure | None"]
 def accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
     """Average test accuracy over the tasks seen so far; bands are a standard deviation of seeds."""
     curves = {summary.label: summary.curves() for summary in group.summaries}
-    return _lines(group, size, curves, "accuracy, tasks so far (%)", scale=100.0)
+    return _lines(group, size, curves, "accuracy, tasks so far (%)", 100.0, 100.0)
 
 
 def size_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
@@ -126,6 +126,8 @@ def accuracy_matrices(group: ScenarioSummary, size: Size) -> Figure | None:
             )
             bar.outline.set_visible(False)
             bar.set_label("test accuracy (%)")
+            bar.locator = MaxNLocator(8 if columns > 2 else 5, integer=True)
+            bar.update_ticks()
     return figure
 
 
@@ -192,6 +194,7 @@ def _lines(
     curves: Mapping[str, Sequence[Sequence[float | None]]],
     label: str,
     scale: float = 1.0,
+    limit: float = float("inf"),
 ) -> Figure:
     style = styles(group)
     longest = max(len(_short(name, 30)) for name in curves)
@@ -216,7 +219,8 @@ def _lines(
                 axes.fill_between(
                     x,
                     [m - s for m, s in zip(middle, spread, strict=True)],
-                    [m + s for m, s in zip(middle, spread, strict=True)],
+                    # no accuracy is above 100 %, though a deviation from the mean may be
+                    [min(m + s, limit) for m, s in zip(middle, spread, strict=True)],
                     color=colour,
                     alpha=0.16,
                     linewidth=0,
@@ -286,7 +290,16 @@ def _stack(axes: Axes, layers: Sequence[tuple[str, Sequence[int]]], colours: Col
 def _owner_bar(figure: Figure, axes: Sequence[Axes], colours: Colormap, tasks: int) -> None:
     norm = mpl.colors.BoundaryNorm([t + 0.5 for t in range(tasks + 1)], tasks)
     mappable = mpl.cm.ScalarMappable(norm, colours)
-    bar = figure.colorbar(mappable, ax=axes, location="bottom", fraction=0.03, aspect=45, pad=0.02)
+    width, height = figure.get_size_inches()
+    thick = 0.11  # inches, however tall the figure is
+    bar = figure.colorbar(
+        mappable,
+        ax=axes,
+        location="bottom",
+        fraction=min(0.3, 1.6 * thick / height),
+        aspect=0.5 * width / thick,
+        pad=0.02,
+    )
     bar.outline.set_visible(False)
     step = 1 if tasks <= 10 else 5
     numbers = [1, *range(step, tasks + 1, step)] if step > 1 else list(range(1, tasks + 1))

@@ -32,7 +32,7 @@ class Preset:
         return replace(self, **changes)
 
 
-_CIFAR = Preset(width=0.5, recipe={"epochs": 40, "batch_size": 64})
+_CIFAR = Preset(width=0.25, recipe={"epochs": 40, "batch_size": 64})
 
 PRESETS: Mapping[str, Preset] = {
     "split-digits": Preset(
@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Preset] = {
     "split-cifar10": _CIFAR,
     "split-cifar100": _CIFAR,
     "split-cifar100-superclass": _CIFAR,
-    "image-folder": Preset(width=0.5, recipe={"epochs": 40, "batch_size": 64}),
+    "image-folder": _CIFAR,
 }
 
 

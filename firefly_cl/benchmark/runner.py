@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firefly_cl.benchmark.cell import run_cell
+from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
 from firefly_cl.benchmark.folders import check_writable, finished_record
 from firefly_cl.benchmark.records import Record
+from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def run_cells(
 
     builders = {cell.strategy: STRATEGIES.get(cell.strategy) for cell, _ in waiting}
     scenarios = _Scenarios(data_dir, download)
+    # A strategy's own settings are checked by building it: now, not hours later.
+    for cell, _ in waiting:
+        if cell.seed == waiting[0][0].seed:
+            builders[cell.strategy](setup_of(cell, scenarios.of(cell), silent))
     for number, (cell, folder) in enumerate(waiting):
         display.cell_started(cell, number, len(waiting))
         scenario = scenarios.of(cell)

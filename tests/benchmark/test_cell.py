@@ -47,8 +47,9 @@ def test_a_perfect_learner_is_recorded_as_one(tmp_path: Path):
     assert result.flops == [4, 4, 4]
     assert result.widths == {"first": [2, 2, 2]}
     assert len(result.growth_events) == 3
-    assert result.seconds["train"] == 1.5
-    assert result.seconds["test"] > 0
+    # the learner's own clock also ran while the benchmark tested: that is not counted twice
+    assert (result.seconds["train"], result.seconds["evaluate"]) == (1.5, 0.75)
+    assert 0 < result.seconds["test"] < 10
 
 
 def test_a_forgetful_learner_is_recorded_as_one(tmp_path: Path):
@@ -197,7 +198,7 @@ def test_flips_are_left_out_where_they_change_the_class(tmp_path: Path):
         return FakeLearner(setup)
 
     for flip in (False, True):
-        stream = replace(scenario(), flip=flip)
+        stream = replace(scenario(n_tasks=1), flip=flip)
         run_cell(cell(), stream, watching, tmp_path, threads=1, progress=lambda p: None)
     assert seen == [False, True]
 

@@ -17,7 +17,7 @@ from benchmark_fakes import FakeLearner, load, scenario
 from firefly_cl import cli
 from firefly_cl.benchmark.records import find_records, read_record
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.errors import DataError
+from firefly_cl.errors import ConfigurationError, DataError
 from firefly_cl.scenarios import SCENARIOS
 
 
@@ -86,6 +86,18 @@ def test_a_diverging_strategy_does_not_stop_the_others(capsys: pytest.CaptureFix
     assert err.splitlines()[-1].startswith("error: out/fake/fake-seed0: the loss became NaN")
     runs = json.loads(out.splitlines()[-1])["runs"]
     assert "NaN" in runs[0]["error"] and runs[1]["average_accuracy"] == 1.0
+
+
+def test_a_strategy_that_cannot_be_built_is_found_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def build(setup: Any) -> Any:
+        raise ConfigurationError("unknown strategy option 'x'")
+
+    monkeypatch.setitem(STRATEGIES._objects, "other", build)
+    assert run() == 2
+    assert "unknown strategy option" in capsys.readouterr().err
+    assert not list(Path("out").rglob("record.json"))
 
 
 def test_ctrl_c_is_one_line_and_the_rest_can_be_run(capsys: pytest.CaptureFixture[str]):

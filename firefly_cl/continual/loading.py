@@ -19,6 +19,11 @@ class Pixels:
     std: tuple[float, ...]
     flip: bool = True
 
+    @classmethod
+    def as_they_are(cls, channels: int) -> Pixels:
+        """For images that are inputs already."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
 
 class RehearsalBatches:
     """Each batch of the current task joined by a batch from every memory.

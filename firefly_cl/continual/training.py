@@ -23,7 +23,7 @@ from firefly_cl.continual.loading import Pixels, RehearsalBatches
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import DataError, DivergenceError
-from firefly_cl.scenarios import Batches, Images, images_of
+from firefly_cl.scenarios import Batches, Images, images_of, normalise
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -48,7 +48,10 @@ class TrainingPlugin(SupervisedPlugin):
     the recipe's augmentation, sets the number of epochs and the learning rate of every step,
     forgets the optimizer's state where an experience begins, mixes images, runs forward and
     loss of training steps under autocast, and tells `progress` after every epoch. Evaluation is
-    in float32 without augmentation. Loaders of unknown kinds stay as they are.
+    in float32 without augmentation. Loaders of unknown kinds, and those whose items hold more
+    than image, label and task, stay as they are; uint8 batches of theirs are normalised.
+
+    `pixels` None takes the images of the stream for inputs already (uint8 is divided by 255).
 
     Raises DivergenceError at a loss that is NaN or infinite, before it reaches the weights, and
     DataError at an experience without two images or with pixels that are not finite.
@@ -57,7 +60,7 @@ class TrainingPlugin(SupervisedPlugin):
     def __init__(
         self,
         recipe: Recipe,
-        pixels: Pixels,
+        pixels: Pixels | None = None,
         *,
         seed: int = 0,
         tasks: int | None = None,
@@ -131,6 +134,7 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_training_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Set the learning rate of this step; a group's `rate_scale` multiplies it."""
+        self._normalise(strategy.mbatch)
         rate = self.recipe.rate(self.step, self.steps)
         for group in strategy.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
@@ -155,8 +159,9 @@ class TrainingPlugin(SupervisedPlugin):
                 f"(now at most {self.recipe.learning_rate:g}) or look for damaged images"
             )
         self._losses.append(loss)
-        if strategy._criterion.mixture is None:
-            hits = strategy.mb_output.detach().argmax(1) == strategy.mb_y
+        output = strategy.mb_output
+        if strategy._criterion.mixture is None and isinstance(output, Tensor):
+            hits = output.detach().argmax(1) == strategy.mb_y
             self._right += int(hits.sum())
             self._seen += len(hits)
         self._rest(strategy)
@@ -167,11 +172,21 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_eval_exp(self, strategy: Any, **kwargs: object) -> None:
         """Evaluate on batches from memory, unaugmented and in order."""
-        if not isinstance(strategy.dataloader, DataLoader | SingleDatasetDataLoader):
-            return
-        strategy.dataloader = self._batches(
-            images_of(strategy.adapted_dataset), EVALUATION_BATCH, strategy.device
-        )
+        dataset = strategy.adapted_dataset
+        known = isinstance(strategy.dataloader, DataLoader | SingleDatasetDataLoader)
+        if known and _is_plain(dataset):
+            strategy.dataloader = self._batches(
+                images_of(dataset), EVALUATION_BATCH, strategy.device
+            )
+
+    def before_eval_iteration(self, strategy: Any, **kwargs: object) -> None:
+        """Normalise what another loader has left as uint8."""
+        self._normalise(strategy.mbatch)
+
+    def _normalise(self, batch: list[Tensor]) -> None:
+        if batch[0].dtype == torch.uint8:
+            pixels = self.pixels or Pixels.as_they_are(batch[0].shape[1])
+            batch[0] = normalise(batch[0], pixels.mean, pixels.std)
 
     def _batches(
         self,
@@ -181,16 +196,24 @@ class TrainingPlugin(SupervisedPlugin):
         generator: torch.Generator | None = None,
         channels_last: bool = False,
     ) -> Batches:
+        pixels = self.pixels or Pixels.as_they_are(images.images.shape[1])
+        if self.pixels is not None and images.images.is_floating_point():
+            low, high = (float(end) for end in torch.aminmax(images.images))
+            if low < -1e-3 or high > 1 + 1e-3:
+                raise DataError(
+                    f"pixels range from {low:.3g} to {high:.3g}; normalisation expects 0 to 1: "
+                    "give the images as they were before, or TrainingPlugin no pixels"
+                )
         augmentation = None
         if generator is not None:
             augmentation = self.recipe.augmentation
-            if not self.pixels.flip:
+            if not pixels.flip:
                 augmentation = dataclasses.replace(augmentation, flip=False)
         return Batches(
             images,
             batch_size,
-            mean=self.pixels.mean,
-            std=self.pixels.std,
+            mean=pixels.mean,
+            std=pixels.std,
             augmentation=augmentation,
             shuffle=generator is not None,
             generator=generator or torch.Generator(),
@@ -200,7 +223,11 @@ class TrainingPlugin(SupervisedPlugin):
 
     def _training_loader(self, strategy: Any, precision: Precision) -> Any:
         loader = strategy.dataloader
+        if not _is_plain(strategy.adapted_dataset):
+            return loader
         if isinstance(loader, ReplayDataLoader):
+            if not all(_is_plain(dataset) for dataset in loader.datasets):
+                return loader
             pairs = list(zip(loader.datasets, loader.batch_sizes, strict=True))
             pairs[0] = (pairs[0][0], self.recipe.batch_size)
         elif isinstance(loader, DataLoader | TaskBalancedDataLoader):
@@ -237,6 +264,11 @@ class TrainingPlugin(SupervisedPlugin):
                 self.units(),
             )
         )
+
+
+def _is_plain(dataset: Any) -> bool:
+    """Whether items are (image, label[, task]); others carry what images alone cannot."""
+    return len(dataset) == 0 or len(dataset[0]) <= 3
 
 
 def _number(strategy: Any) -> int:

@@ -52,12 +52,34 @@ class Moved:
 class Edit:
     """What an edit did: the parameters it replaced, and where the units of a space went.
 
-    units: for each of the newest task's units after the edit its number before it, -1: fresh.
+    units: for each of the newest task's units after the edit its number before it, -1: fresh; a
+    number that comes twice is a split unit. widths: the task's units by space before the edit.
     """
 
     space: str
     units: Tensor
+    widths: Mapping[str, int]
     moved: list[Moved] = field(default_factory=list)
+
+    def carry_rows(self, layer: GrowableLayer, values: Tensor) -> Tensor:
+        """Values by own row of a layer, made before the edit, as they stand after it."""
+        if all(s.space != self.space for s in layer.writes):
+            return values
+        before, _ = channel_sources(layer.writes, self.space, self.units, self.widths)
+        return _gather(values, 0, before)
+
+    def carry_columns(self, layer: GrowableLayer, values: Tensor) -> Tensor:
+        """Values by own column of a layer; a split unit's go half to each of the two."""
+        if layer.per_unit or all(s.space != self.space for s in layer.reads):
+            return values
+        before, unit = channel_sources(layer.reads, self.space, self.units, self.widths)
+        carried = _gather(values, 1, before)
+        sources = self.units.clamp(min=0)
+        counts = torch.bincount(sources, (self.units >= 0).to(torch.float64))
+        twice = (self.units >= 0) & (counts[sources] > 1)
+        halved = ((unit >= 0) & twice[unit.clamp(min=0)]).nonzero().flatten()
+        carried[:, halved] *= 0.5
+        return carried
 
 
 def migrate(optimizer: torch.optim.Optimizer, edit: Edit) -> None:
@@ -99,11 +121,11 @@ def widen(
     _check_open(net, space)
     if count < 1:
         raise EditError(f"cannot add {count} units to {space}: give 1 or more")
-    rows = _drawn_rows(net, space, count, generator)
+    rows = drawn_rows(net, space, count, generator)
     for name, given in (incoming or {}).items():
         if name not in rows or rows[name].weight.shape != given.shape:
             raise EditError(f"incoming rows of {name} cannot have shape {tuple(given.shape)}")
-        rows[name] = _Rows(given, rows[name].bias)
+        rows[name] = Rows(given, rows[name].bias)
     fresh = _Fresh(rows, dict(outgoing or {}), dict(norms or {}))
     return _rebuild(net, space, _appended(net, space, count), fresh)
 
@@ -123,23 +145,22 @@ def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = N
         raise EditError(f"cannot split units {units.tolist()} of {space}: it has 0 to {width - 1}")
     sources = torch.cat([torch.arange(width), units])
     copies = torch.arange(width, width + len(units))
-    spread = {
-        name: _spread_columns(net, name, space, offset, sources)
-        for name, offset in (offsets or {}).items()
-    }
+    for name, offset in (offsets or {}).items():
+        _check_offset(net, name, space, offset, len(units))
     edit = _rebuild(net, space, sources, _Fresh())
     with torch.no_grad():
         for node in net.consumers(space):
-            block = _own_block(net, node.name)
-            at = _own_channels(net, _layer(net, node.name).reads, space, torch.cat([units, copies]))
+            block = own_block(net, node.name)
+            at = own_channels(net, _layer(net, node.name).reads, space, torch.cat([units, copies]))
             block.from_own[:, at] *= 0.5
-        for name, offset in spread.items():
-            block = _own_block(net, name)
-            old = block.from_old.shape[1]
+        for name, offset in (offsets or {}).items():
+            block, old = own_block(net, name), own_block(net, name).from_old.shape[1]
+            offset = offset.to(block.from_own)
+            own = edit.carry_columns(_layer(net, name), offset[:, old:])
             for sign, moved in ((1.0, units), (-1.0, copies)):
-                at = _own_channels(net, _layer(net, name).writes, space, moved)
+                at = own_channels(net, _layer(net, name).writes, space, moved)
                 block.from_old[at] += sign * offset[:, :old]
-                block.from_own[at] += sign * offset[:, old:]
+                block.from_own[at] += sign * own
     return edit
 
 
@@ -157,15 +178,16 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
     task = net.tasks[-1]
     if not len(units) or not _distinct(units) or not torch.isin(units, task.reads[space]).all():
         raise EditError(f"cannot unlock units {units.tolist()} of {space}: the task must read them")
-    rows = {node.name: _copied_rows(net, node.name, space, units) for node in net.producers(space)}
+    rows = {node.name: copied_rows(net, node.name, space, units) for node in net.producers(space)}
     for name, offset in (offsets or {}).items():
-        rows[name] = _Rows(rows[name].weight + offset.to(rows[name].weight), rows[name].bias)
-    norms = {node.name: _copied_norm(net, node.name, space, units) for node in net.norms(space)}
+        _check_offset(net, name, space, offset, len(units))
+        rows[name] = Rows(rows[name].weight + offset.to(rows[name].weight), rows[name].bias)
+    norms = {node.name: copied_norm(net, node.name, space, units) for node in net.norms(space)}
     columns = {}
     with torch.no_grad():
         for node in net.consumers(space):
-            block = _own_block(net, node.name)
-            at = _read_channels(net, _layer(net, node.name).reads, space, units)
+            block = own_block(net, node.name)
+            at = read_channels(net, _layer(net, node.name).reads, space, units)
             columns[node.name] = block.from_old[:, at].clone()
             block.from_old[:, at] = 0.0
     fresh = _Fresh(rows, columns, norms, fixed=True)
@@ -276,7 +298,7 @@ def insert(
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rows of fresh units in one layer: weight over older columns, then own ones; bias."""
 
     weight: Tensor
@@ -287,7 +309,7 @@ class _Rows:
 class _Fresh:
     """What an edit puts into fresh units, by node, in their order; zero where it says nothing."""
 
-    rows: dict[str, _Rows] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Statistics] = field(default_factory=dict)
     fixed: bool = False
@@ -300,7 +322,7 @@ def _rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: _Fresh) -> Edi
     """
     task = net.current
     widths = {name: s.width(task) for name, s in net.spaces.items()}
-    edit = Edit(space, sources)
+    edit = Edit(space, sources, widths)
 
     def follow(layout: Layout) -> Tensor | None:
         if all(s.space != space for s in layout):
@@ -386,7 +408,7 @@ def _rebuild_norm(
             moved[at] = default if filling is None else filling.detach().to(moved)
         new = nn.Parameter(moved)
         setattr(block, key, new)
-        edit.moved.append(Moved(name, parameter, new, before))
+        edit.moved.append(Moved(f"{name}.{key}", parameter, new, before))
 
 
 def _gather(value: Tensor, dim: int, sources: Tensor) -> Tensor:
@@ -416,7 +438,7 @@ def _check_open(net: FireflyNet, space: str) -> None:
 def _check_read(net: FireflyNet, space: str) -> None:
     """Raise EditError if a layer would read nothing once a space has no own units."""
     for node in net.consumers(space):
-        block = _own_block(net, node.name)
+        block = own_block(net, node.name)
         left = [s for s in _layer(net, node.name).reads if s.space != space]
         own = channel_count(tuple(left), net.owned_units(net.current))
         if block.rows and not block.from_old.shape[1] and not own:
@@ -439,7 +461,7 @@ def _layer(net: FireflyNet, name: str) -> GrowableLayer:
     return layer
 
 
-def _own_block(net: FireflyNet, name: str) -> Block:
+def own_block(net: FireflyNet, name: str) -> Block:
     block = _layer(net, name).block(net.current)
     if block is None:
         raise EditError(f"task {net.current} has no rows in {name}")
@@ -452,56 +474,45 @@ def _only(net: FireflyNet, space: str, units: Tensor) -> Selection:
     return {name: units if name == space else none for name in net.spaces}
 
 
-def _own_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
+def own_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
     """Channels of own units (numbered from 0) among a task's own channels."""
     owned = net.owned_units(net.current)
     return positions(layout, owned, _only(net, space, owned[space][units]))[0]
 
 
-def _read_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
+def read_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
     """Channels of older units among those that the newest task reads."""
     return positions(layout, net.tasks[-1].reads, _only(net, space, units))[0]
 
 
-def _drawn_rows(
+def drawn_rows(
     net: FireflyNet, space: str, count: int, generator: torch.Generator | None
-) -> dict[str, _Rows]:
+) -> dict[str, Rows]:
     """He-initialised rows for `count` new units, for every producer of a space."""
     rows = {}
     for node in net.producers(space):
-        block = _own_block(net, node.name)
+        block = own_block(net, node.name)
         repeat = sum(s.repeat for s in node.layout if s.space == space)
         old = block.from_old.shape[1]
         shape = (count * repeat, old + block.from_own.shape[1], *block.from_own.shape[2:])
         weight = torch.randn(shape, generator=generator)
         fan_in = max(weight[0].numel(), 1)
-        rows[node.name] = _Rows((weight * (2.0 / fan_in) ** 0.5).to(block.from_own))
+        rows[node.name] = Rows((weight * (2.0 / fan_in) ** 0.5).to(block.from_own))
     return rows
 
 
-def _spread_columns(
-    net: FireflyNet, name: str, space: str, offset: Tensor, sources: Tensor
-) -> Tensor:
-    """Offsets of rows that read the split space itself: a split unit's column, half to each."""
-    layer, block = _layer(net, name), _own_block(net, name)
-    old, own = block.from_old.shape[1], block.from_own.shape[1]
-    if offset.shape[1:] != (old + own, *block.from_own.shape[2:]):
-        raise EditError(f"offsets of {name} cannot have shape {tuple(offset.shape)}")
-    offset = offset.to(block.from_own)
-    if layer.per_unit or all(s.space != space for s in layer.reads):
-        return offset
-    widths = {n: s.width(net.current) for n, s in net.spaces.items()}
-    before, unit = channel_sources(layer.reads, space, sources, widths)
-    spread = _gather(offset[:, old:], 1, before)
-    twice = torch.bincount(sources)[sources] > 1
-    halved = ((unit >= 0) & twice[unit.clamp(min=0)]).nonzero().flatten()
-    spread[:, halved] *= 0.5
-    return torch.cat([offset[:, :old], spread], 1)
+def _check_offset(net: FireflyNet, name: str, space: str, offset: Tensor, units: int) -> None:
+    layer, block = _layer(net, name), own_block(net, name)
+    rows = units * sum(s.repeat for s in layer.writes if s.space == space)
+    columns = block.from_old.shape[1] + block.from_own.shape[1]
+    expected = (rows, columns, *layer.kernel)
+    if tuple(offset.shape) != expected:
+        raise EditError(f"offsets of {name} have shape {tuple(offset.shape)}, not {expected}")
 
 
-def _copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> _Rows:
+def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:
     """The rows of older units as rows of the newest task."""
-    layer, own = _layer(net, name), _own_block(net, name)
+    layer, own = _layer(net, name), own_block(net, name)
     shape = (own.from_old.shape[1] + own.from_own.shape[1], *own.from_own.shape[2:])
     repeat = sum(s.repeat for s in layer.writes if s.space == space)
     weight = own.from_own.new_zeros(len(units) * repeat, *shape)
@@ -527,10 +538,10 @@ def _copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> _Rows
             weight[here[:, None], columns] = whole
         if bias is not None and block.bias is not None:
             bias[here] = block.bias.detach()[there]
-    return _Rows(weight, bias)
+    return Rows(weight, bias)
 
 
-def _copied_norm(net: FireflyNet, name: str, space: str, units: Tensor) -> Statistics:
+def copied_norm(net: FireflyNet, name: str, space: str, units: Tensor) -> Statistics:
     """Statistics and affine parameters of older units."""
     norm = net.layers[name]
     assert isinstance(norm, GrowableNorm)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks.utils import DataAttribute
 from avalanche.evaluation.metrics import accuracy_metrics
-from avalanche.training.plugins import EvaluationPlugin, LwFPlugin
+from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
 from conftest import QUICK, accuracy
 from torch import nn
@@ -213,3 +214,62 @@ def test_any_other_avalanche_plugin_trains_on_the_fast_path(
     for experience in digits.benchmark().train_stream:
         strategy.train(experience, eval_streams=[])
     assert list(net.heads) == ["0", "1"]
+
+
+def foreign(model: nn.Module, plugins: list[Any], kind: Any = Naive, **options: Any) -> Any:
+    return kind(
+        model=model,
+        optimizer=make_optimizer(QUICK, model.parameters()),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=16,
+        plugins=plugins,
+        evaluator=EvaluationPlugin(accuracy_metrics(experience=True), loggers=[]),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_without_pixels_images_are_inputs(
+    digits: Scenario, setup_for: Callable[..., Setup], normalised: bool
+) -> None:
+    model = MultiHead(blueprint_of(setup_for(digits)).build(0), 0)
+    strategy = foreign(model, [TrainingPlugin(QUICK)])
+    benchmark = digits.benchmark(normalised=normalised)
+    strategy.train(benchmark.train_stream[0])
+    metrics = strategy.eval(benchmark.test_stream[0])
+    assert next(iter(metrics.values())) > 0.9
+
+
+def test_images_normalised_twice_are_refused(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    learner = STRATEGIES.get("naive")(setup_for(digits))
+    with pytest.raises(DataError, match="expects 0 to 1"):
+        learner.train(digits.benchmark(normalised=True).train_stream[0])
+
+
+def test_a_strategy_with_richer_items_keeps_its_loader(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    pixels = Pixels(digits.mean, digits.std, digits.flip)
+    model = MultiHead(blueprint_of(setup_for(digits)).build(0), 0)
+    strategy = foreign(model, [MoreItems(), TrainingPlugin(QUICK, pixels)])
+    benchmark = digits.benchmark()
+    strategy.train(benchmark.train_stream[0])
+    assert strategy.kinds == {torch.float32}
+    metrics = strategy.eval(benchmark.test_stream[0])
+    assert next(iter(metrics.values())) > 0.9
+
+
+class MoreItems(SupervisedPlugin):
+    """Gives every item one more number."""
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
+        data = strategy.adapted_dataset
+        numbers = DataAttribute([0] * len(data), name="number", use_in_getitem=True)
+        strategy.adapted_dataset = data.update_data_attribute("number", numbers)
+        strategy.kinds = set()
+
+    def before_forward(self, strategy: Any, **kwargs: object) -> None:
+        assert len(strategy.mbatch) == 4
+        strategy.kinds.add(strategy.mb_x.dtype)

@@ -1,0 +1,128 @@
+"""Making the winning candidates part of the network, by edits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firefly_cl.growth.budget import Candidate
+from firefly_cl.growth.candidates import Candidates, SpaceCandidates
+from firefly_cl.network import FireflyNet
+from firefly_cl.network.edits import Edit, split, unlock, widen
+from firefly_cl.network.layers import GrowableLayer, Statistics
+
+
+@dataclass
+class _Winners:
+    """What won in one space: numbers of units, and values as wide as the network is by now."""
+
+    units: Tensor
+    rows: dict[str, Tensor]
+    columns: dict[str, Tensor]
+
+    def follow(self, net: FireflyNet, edit: Edit) -> None:
+        """Bring the values up to date with an edit of another space."""
+        for name, value in self.rows.items():
+            layer = net.layers[name]
+            assert isinstance(layer, GrowableLayer)
+            old = value.shape[1] - _own_columns(layer, edit)
+            own = edit.carry_columns(layer, value[:, old:])
+            self.rows[name] = torch.cat([value[:, :old], own], 1)
+        for name, value in self.columns.items():
+            layer = net.layers[name]
+            assert isinstance(layer, GrowableLayer)
+            self.columns[name] = edit.carry_rows(layer, value)
+
+
+def _own_columns(layer: GrowableLayer, edit: Edit) -> int:
+    """How many own columns a layer had before an edit."""
+    if layer.per_unit:
+        return layer.columns_per_unit
+    return sum(edit.widths[s.space] * s.repeat for s in layer.reads)
+
+
+@torch.no_grad()
+def commit(
+    net: FireflyNet, candidates: Candidates, kept: Sequence[Candidate], reach: float
+) -> list[Edit]:
+    """Split, unlock and add the kept candidates with gates of size `reach`; returns the edits.
+
+    A split moves its two halves by +-reach d, an unlocked copy by its sign times reach d, and a
+    new unit gets its outgoing weights times its sign times reach.
+    """
+    edits: list[Edit] = []
+    for space, chosen in candidates.items():
+        for kind in ("split", "unlock", "new"):
+            of_kind = [c for c in kept if c.space == space and c.kind == kind]
+            if of_kind:
+                edits.append(_commit_kind(net, chosen, of_kind, reach, edits))
+    return edits
+
+
+def _commit_kind(
+    net: FireflyNet,
+    candidates: SpaceCandidates,
+    kept: Sequence[Candidate],
+    reach: float,
+    edits: Iterable[Edit],
+) -> Edit:
+    kind, space = kept[0].kind, kept[0].space
+    units = torch.tensor([c.unit for c in kept])
+    signs = torch.tensor([c.sign for c in kept])
+    if kind == "new":
+        winners = _Winners(
+            units,
+            _rows(candidates.incoming, units, candidates.news),
+            {
+                name: _scaled(_picked(value, 1, units, candidates.news), 1, signs * reach)
+                for name, value in candidates.outgoing.items()
+            },
+        )
+    else:
+        moving = candidates.splits + len(candidates.copies)
+        at = units if kind == "split" else _places(candidates, units)
+        rows = _rows(candidates.directions, at, moving)
+        winners = _Winners(
+            units,
+            {name: _scaled(value, 0, signs * reach) for name, value in rows.items()},
+            {},
+        )
+    for edit in edits:
+        winners.follow(net, edit)
+    if kind == "split":
+        return split(net, space, units, winners.rows)
+    if kind == "unlock":
+        return unlock(net, space, units, winners.rows)
+    norms = {
+        name: _some(statistics, units, candidates.news)
+        for name, statistics in candidates.statistics.items()
+    }
+    return widen(net, space, len(units), winners.rows, winners.columns, norms)
+
+
+def _places(candidates: SpaceCandidates, units: Tensor) -> Tensor:
+    return candidates.splits + torch.searchsorted(candidates.copies, units)
+
+
+def _rows(values: Mapping[str, Tensor], units: Tensor, total: int) -> dict[str, Tensor]:
+    return {name: _picked(value, 0, units, total) for name, value in values.items()}
+
+
+def _picked(value: Tensor, dim: int, units: Tensor, total: int) -> Tensor:
+    repeat = value.shape[dim] // total
+    at = (units[:, None] * repeat + torch.arange(repeat)).flatten()
+    return value.detach().index_select(dim, at.to(value.device))
+
+
+def _scaled(value: Tensor, dim: int, by: Tensor) -> Tensor:
+    shape = [1] * value.dim()
+    shape[dim] = -1
+    return value * by.repeat_interleave(value.shape[dim] // len(by)).to(value).view(shape)
+
+
+def _some(statistics: Statistics, units: Tensor, total: int) -> Statistics:
+    mean, var = (_picked(v, 0, units, total) for v in (statistics.mean, statistics.var))
+    return Statistics(mean, var, None, None)

@@ -1,0 +1,96 @@
+"""What a growth criterion is: it looks at candidates beside the network and commits winners."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from firefly_cl.errors import EditError
+from firefly_cl.growth.budget import Budget, Candidate, unit_cost
+from firefly_cl.network import FireflyNet
+from firefly_cl.network.edits import Edit
+
+Model = Callable[[Tensor], Tensor]
+Loss = Callable[[Model, Any], Tensor]
+"""Mean loss (a scalar) of a model, (B, ...) to (B, classes), on one batch of any form."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one growth step did: the edits in order, and the candidates that won."""
+
+    edits: list[Edit] = field(default_factory=list)
+    kept: list[Candidate] = field(default_factory=list)
+
+    @property
+    def gain(self) -> float:
+        """The decrease of the loss that the criterion predicts."""
+        return sum(candidate.gain for candidate in self.kept)
+
+    def by_kind(self) -> dict[str, int]:
+        """Kept units by kind (split, new, unlock)."""
+        return self._count(lambda candidate: candidate.kind)
+
+    def by_space(self) -> dict[str, int]:
+        """Kept units by space."""
+        return self._count(lambda candidate: candidate.space)
+
+    def _count(self, key: Callable[[Candidate], str]) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for candidate in self.kept:
+            counts[key(candidate)] = counts.get(key(candidate), 0) + 1
+        return counts
+
+
+class Criterion(Protocol):
+    """Grows the newest task of a network by what a budget allows.
+
+    loss is seen only as a function of a model and a batch. autocast surrounds passes that may
+    run in a lower precision. Nothing of the network changes but by the edits returned.
+    """
+
+    def grow(
+        self,
+        net: FireflyNet,
+        batches: Sequence[Any],
+        loss: Loss,
+        budget: Budget,
+        generator: torch.Generator,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> Growth:
+        """One growth step on some batches of training data."""
+
+
+def open_spaces(net: FireflyNet, budget: Budget) -> dict[str, int]:
+    """Spaces in which the newest task could grow, with the cost of one unit in each.
+
+    Raises EditError when there is none, or when the budget does not pay for one unit (it says
+    how much the cheapest costs).
+    """
+    if not net.tasks or net.tasks[-1].frozen:
+        raise EditError(f"task {net.current} is frozen: begin a task before growing")
+    costs = {
+        name: unit_cost(net, name, budget.cost)
+        for name in net.growable_spaces()
+        if _written_once(net, name)
+    }
+    if not costs:
+        raise EditError("the network has nothing to grow: every space is its input or its head")
+    cheapest = min(costs.values())
+    if cheapest > budget.amount:
+        raise EditError(
+            f"a growth budget of {budget.amount} {budget.cost} buys no unit: the cheapest costs "
+            f"{cheapest}"
+        )
+    return costs
+
+
+def _written_once(net: FireflyNet, space: str) -> bool:
+    return all(
+        sum(s.space == space for s in node.layout) == 1 for node in net.producers(space)
+    ) and bool(net.producers(space))

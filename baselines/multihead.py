@@ -145,7 +145,10 @@ class MultiHeadLearner:
     `kept` counts the bytes that the strategy keeps from task to task beside the network.
 
     Batch norm is shared by all tasks, as in Avalanche's own baselines: statistics follow the task
-    trained last, and that drift is part of what such a strategy forgets.
+    trained last, and that drift is part of what such a strategy forgets. Evaluating each task with
+    the statistics of the end of its own training was tried on validation images of split-digits
+    (resnet9 of an eighth of the width, two seeds): 0.793 against 0.875 for naive, since the weights
+    below had moved on, and 0.952 against 0.951 for EWC; so it is not offered.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""The benchmark of firefly_cl."""
+"""The benchmark: runs cells (scenario x strategy x seed), keeps their records, draws the report."""

@@ -1,0 +1,212 @@
+"""One cell: a learner is trained on a scenario's stream, and everything it did is recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from firefly_cl.benchmark import environment
+from firefly_cl.benchmark.configuration import Cell, recipe_from
+from firefly_cl.benchmark.events import Events
+from firefly_cl.benchmark.folders import EVENTS_FOLDER, MODEL_FOLDER, clear
+from firefly_cl.benchmark.probe import Probe, spread
+from firefly_cl.benchmark.records import (
+    FILE_NAME,
+    Record,
+    average_accuracy,
+    average_forgetting,
+    write_record,
+)
+from firefly_cl.continual.learner import Progress, Setup
+from firefly_cl.errors import DataError, DivergenceError
+
+if TYPE_CHECKING:
+    from firefly_cl.continual.learner import Learner
+    from firefly_cl.scenarios import Images, Scenario
+
+
+def setup_of(cell: Cell, scenario: Scenario, progress: Callable[[Progress], None]) -> Setup:
+    """What the builder of the cell's strategy receives."""
+    recipe = recipe_from(cell.recipe)
+    if not scenario.flip and recipe.augmentation.flip:  # mirroring would change the class
+        recipe = replace(recipe, augmentation=replace(recipe.augmentation, flip=False))
+    return Setup(
+        scenario=scenario,
+        backbone=cell.backbone,
+        width=cell.width,
+        constant_width=cell.constant_width,
+        recipe=recipe,
+        seed=cell.seed,
+        device=torch.device(cell.device),
+        budget=cell.budget,
+        options=dict(cell.options),
+        progress=progress,
+    )
+
+
+def run_cell(
+    cell: Cell,
+    scenario: Scenario,
+    build: Callable[[Setup], Learner],
+    folder: Path,
+    *,
+    threads: int,
+    progress: Callable[[Progress], None],
+    task_ended: Callable[[Record], None] = lambda record: None,
+) -> Record:
+    """Run `cell` from its first task to its last, keeping the run in `folder`.
+
+    After each task the model files, the probe and then the record are replaced, each atomically.
+    Raises DivergenceError, DataError or FileError; files of the tasks before stay whole.
+    """
+    _seed_everything(cell.seed)
+    learner = build(setup_of(cell, scenario, progress))
+    record = _new_record(cell, scenario, threads)
+    clear(folder)
+    write_record(record, folder / FILE_NAME)
+    stream = scenario.benchmark().train_stream
+    if len(stream) != len(scenario.tasks):
+        raise DataError(
+            f"the stream of {scenario.name} has {len(stream)} experiences for "
+            f"{len(scenario.tasks)} tasks: make the scenario again"
+        )
+    probe = Probe()
+    seconds: dict[str, float] = {}
+    with Events(folder / EVENTS_FOLDER) as events:
+        for i, experience in enumerate(stream):
+            before = dict(learner.seconds)
+            learner.train(experience)
+            # a learner's evaluation below is the benchmark's time, and would count twice
+            for phase, total in learner.seconds.items():
+                seconds[phase] = seconds.get(phase, 0.0) + total - before.get(phase, 0.0)
+            started = time.perf_counter()
+            test_row = _row(learner, scenario, i, "test")
+            validation_row = _row(learner, scenario, i, "validation")
+            _probe(learner, scenario, probe)
+            seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
+            if learner.tasks_trained:
+                learner.save(folder / MODEL_FOLDER)
+            probe.write(folder)
+            record = _after_task(record, learner, test_row, validation_row, seconds)
+            write_record(record, folder / FILE_NAME)
+            events.task(
+                i,
+                test_row,
+                [task.name for task in scenario.tasks],
+                record.parameters,
+                record.widths,
+                record.growth_events,
+            )
+            task_ended(record)
+    return record
+
+
+def _new_record(cell: Cell, scenario: Scenario, threads: int) -> Record:
+    return Record(
+        configuration=cell.as_json(),
+        versions=environment.versions(),
+        hardware=environment.hardware(threads, cell.device),
+        data=_fingerprint(scenario),
+        seed=cell.seed,
+        tasks=[task.name for task in scenario.tasks],
+        finished=False,
+        accuracy=[],
+        validation_accuracy=[],
+        average_accuracy=None,
+        average_forgetting=None,
+        parameters=0,
+        bytes=0,
+        flops=[],
+        parameters_by_task=[],
+        bytes_by_task=[],
+        seconds={},
+        growth_events=[],
+        widths={},
+    )
+
+
+def _after_task(
+    record: Record,
+    learner: Learner,
+    test_row: list[float | None],
+    validation_row: list[float | None],
+    seconds: Mapping[str, float],
+) -> Record:
+    accuracy = [*record.accuracy, test_row]
+    floats, size = learner.floats(), learner.bytes()
+    return replace(
+        record,
+        finished=len(accuracy) == len(record.tasks),
+        accuracy=accuracy,
+        validation_accuracy=[*record.validation_accuracy, validation_row],
+        average_accuracy=average_accuracy(accuracy),
+        average_forgetting=average_forgetting(accuracy),
+        parameters=floats,
+        bytes=size,
+        flops=[learner.flops(task) for task in range(learner.tasks_trained)],
+        parameters_by_task=[*record.parameters_by_task, floats],
+        bytes_by_task=[*record.bytes_by_task, size],
+        seconds=dict(seconds),
+        growth_events=[dict(event) for event in learner.growth_events],
+        widths=learner.widths(),
+    )
+
+
+def _row(learner: Learner, scenario: Scenario, i: int, split: str) -> list[float | None]:
+    row: list[float | None] = [None] * len(scenario.tasks)
+    for j in range(min(i + 1, learner.tasks_trained)):
+        row[j] = accuracy_on(learner, getattr(scenario.tasks[j], split))
+    return row
+
+
+def accuracy_on(learner: Learner, images: Images) -> float | None:
+    """Fraction of `images` that the learner puts in the right class; None if there are none.
+
+    Raises DivergenceError if a logit is not finite.
+    """
+    if len(images.labels) == 0:
+        return None
+    logits = learner.logits(images.task, images.images)
+    if not torch.isfinite(logits).all():
+        raise DivergenceError(
+            f"the logits of task {images.task} are not finite: lower --learning-rate"
+        )
+    return int((logits.argmax(dim=1) == images.labels).sum()) / len(images.labels)
+
+
+def _probe(learner: Learner, scenario: Scenario, probe: Probe) -> None:
+    for j in range(learner.tasks_trained):
+        task = scenario.tasks[j]
+        if j not in probe.images:
+            # an empty validation split (--validation 0) leaves the training images to probe with
+            source = task.validation if len(task.validation.labels) else task.train
+            probe.images[j] = source.images[spread(len(source.labels))].clone()
+        probe.last[j] = learner.logits(j, probe.images[j]).cpu()
+        probe.ended.setdefault(j, probe.last[j].clone())
+
+
+def _fingerprint(scenario: Scenario) -> Mapping[str, Any]:
+    digest = hashlib.sha256()
+    images = {"train": 0, "validation": 0, "test": 0}
+    for task in scenario.tasks:
+        for split in images:
+            part: Images = getattr(task, split)
+            images[split] += len(part.labels)
+            for tensor in (part.images, part.labels):
+                digest.update(tensor.contiguous().numpy().data)
+    return {"sha256": digest.hexdigest(), "images": images}
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators too: Avalanche's plugins draw from them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,152 @@
+"""The configuration of a cell (scenario x strategy x seed): everything that decides its numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from firefly_cl.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from firefly_cl.continual.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scenario, strategy and seed, with every setting that its result depends on.
+
+    `tasks`: only the first so many are streamed; `split_into`: tasks the classes are cut into;
+    `budget`: floats a learner may hold; `recipe`: every field of `Recipe` as plain values.
+    """
+
+    scenario: str
+    strategy: str
+    seed: int
+    backbone: str
+    width: float = 1.0
+    constant_width: int | None = None
+    budget: int | None = None
+    tasks: int | None = None
+    split_into: int | None = None
+    validation: float = 0.1
+    device: str = "cpu"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def folder(self, out: Path) -> Path:
+        """Where its run is kept: OUT/<scenario>/<strategy>-seed<k>."""
+        return out / self.scenario / f"{self.strategy}-seed{self.seed}"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain JSON values, exactly as a record gives them back."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return plain
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings (dotted names) on which two configurations differ, with both values."""
+    one, two = flat(first), flat(second)
+    names = [*one, *(name for name in two if name not in one)]
+    return {
+        name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)
+    }
+
+
+def flat(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in configuration.items():
+        if isinstance(value, Mapping):
+            found.update(flat(value, f"{prefix}{name}."))
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def recipe_from(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with `settings` over its defaults; ConfigurationError names an unknown field."""
+    from firefly_cl.continual.recipe import Recipe
+
+    recipe: Recipe = _override(Recipe(), settings, "recipe")
+    return recipe
+
+
+def _override(default: Any, settings: Mapping[str, Any], where: str) -> Any:
+    known = {item.name for item in fields(default)}
+    changes = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigurationError(
+                f"the {where} has no setting {name!r}: choose from {', '.join(sorted(known))}"
+            )
+        old = getattr(default, name)
+        if is_dataclass(old) and isinstance(value, Mapping):
+            changes[name] = _override(old, value, name)
+        elif _fits(old, value):
+            changes[name] = value
+        else:
+            raise ConfigurationError(
+                f"{name} of the {where} is {value!r}: give a value of the kind of {old!r}"
+            )
+    try:
+        return replace(default, **changes)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"the {where} cannot be {dict(settings)}: {error}") from error
+
+
+def _fits(default: Any, value: Any) -> bool:
+    if default is None or isinstance(default, bool):
+        return isinstance(value, (bool, type(default)))
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def parse_settings(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """Nested settings from `name=value` or `name.field=value`; values are read as JSON or text."""
+    settings: dict[str, Any] = {}
+    for name, value in parse_pairs(pairs, option).items():
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value
+        *path, last = name.split(".")
+        inside = settings
+        for part in path:
+            inside = inside.setdefault(part, {})
+            if not isinstance(inside, dict):
+                raise ConfigurationError(f"{option} sets both {part!r} and a field of it")
+        inside[last] = read
+    return settings
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """A mapping from `name=value` strings."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(
+                f"{option} {pair!r} is not name=value: write {option} name=value"
+            )
+        found[name] = value
+    return found
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the settings of `over` put in, nested mappings merged."""
+    result = dict(base)
+    for name, value in over.items():
+        old = result.get(name)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(old, value) if nested else value  # type: ignore[arg-type]
+    return result
+
+
+def recipe_as_json(recipe: Any) -> dict[str, Any]:
+    """Every field of a recipe as plain values."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=str))
+    return plain

@@ -1,0 +1,72 @@
+"""Tables in Markdown files, redrawn from records between their markers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from firefly_cl.benchmark.records import write_atomic
+from firefly_cl.benchmark.report import COLUMNS, ScenarioSummary
+from firefly_cl.errors import FileError
+
+# A marker must stand alone on its line, so that text may speak of markers.
+_TABLE = re.compile(
+    r"^(?P<start><!-- table:(?P<name>\S+) -->)[ \t]*(?P<line>\r?\n)"
+    r"(?P<old>.*?)(?P<end>^<!-- /table -->)",
+    re.MULTILINE | re.DOTALL,
+)
+_MARKER = re.compile(r"^<!-- (?:table:\S+|/table) -->", re.MULTILINE)
+
+
+def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
+    """Replace the tables between `<!-- table:NAME -->` and `<!-- /table -->` in `path`.
+
+    NAME is the name of a group; tables of other names stay as they are. A file that does not
+    exist is made with every table. Raises FileError if no marker fits or one has no end.
+    """
+    tables = {group.name: table(group) for group in groups}
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        text = "\n".join(
+            f"## {group.title}\n\n<!-- table:{group.name} -->\n<!-- /table -->\n"
+            for group in groups
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read {path} ({error}): name a Markdown file in UTF-8") from None
+    found = list(_TABLE.finditer(text))
+    markers = len(_MARKER.findall(text))
+    if markers != 2 * len(found) or any(_MARKER.search(match["old"]) for match in found):
+        raise FileError(
+            f"{path} has a table marker without its partner: "
+            "end each <!-- table:NAME --> with <!-- /table --> on a line of its own"
+        )
+    if not any(match["name"] in tables for match in found):
+        raise FileError(
+            f"{path} has no marker for {', '.join(tables)}: put "
+            f"<!-- table:{next(iter(tables))} --> and <!-- /table --> on two lines of it"
+        )
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["name"] not in tables:
+            return match[0]
+        line = match["line"]
+        drawn = tables[match["name"]].replace("\n", line)
+        return f"{match['start']}{line}{drawn}{line}{match['end']}"
+
+    new = _TABLE.sub(replaced, text)
+    if new != text or not path.exists():
+        write_atomic(path, new.encode())
+
+
+def table(group: ScenarioSummary) -> str:
+    """One scenario's table in Markdown, without a last line break."""
+    rows = [COLUMNS, *(summary.row() for summary in group.summaries)]
+    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+    rule = "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")

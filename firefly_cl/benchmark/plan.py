@@ -1,0 +1,167 @@
+"""The plan of a run: which cells, with which settings, from names, presets and what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firefly_cl.benchmark.configuration import (
+    Cell,
+    merged,
+    parse_pairs,
+    parse_settings,
+    recipe_as_json,
+    recipe_from,
+)
+from firefly_cl.benchmark.presets import preset_of
+from firefly_cl.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked to run; None leaves a setting to the scenario's preset.
+
+    `recipe` holds `name=value` of recipe settings, `options` `name=value` or
+    `STRATEGY.name=value` of strategy-specific ones.
+    """
+
+    scenario: str
+    strategies: Sequence[str]
+    seeds: Sequence[int]
+    tasks: int | None = None
+    split_into: int | None = None
+    validation: float = 0.1
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    backbone: str | None = None
+    width: float | None = None
+    constant_width: int | None = None
+    budget: int | None = None
+    device: str = "cpu"
+    recipe: Sequence[str] = field(default_factory=tuple)
+    options: Sequence[str] = field(default_factory=tuple)
+
+
+def check(request: Request) -> None:
+    """Raise ConfigurationError for an unknown name or a bad number; imports no torch."""
+    from firefly_cl.continual import STRATEGIES
+    from firefly_cl.scenarios import SCENARIOS
+    from firefly_cl.zoo import BACKBONES
+
+    SCENARIOS.describe(request.scenario)
+    for strategy in request.strategies:
+        STRATEGIES.describe(strategy)
+    if request.backbone is not None:
+        BACKBONES.describe(request.backbone)
+    for option, value, least in (
+        ("--tasks", request.tasks, 1),
+        ("--split-into", request.split_into, 1),
+        ("--epochs", request.epochs, 1),
+        ("--batch-size", request.batch_size, 2),
+        ("--constant-width", request.constant_width, 1),
+        ("--budget", request.budget, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigurationError(f"{option} is {value}: give {least} or more")
+    if request.width is not None and not 0 < request.width < float("inf"):
+        raise ConfigurationError(f"--width is {request.width}: give a number above 0")
+    if not 0 <= request.validation < 1:
+        raise ConfigurationError(
+            f"--validation is {request.validation}: give a fraction from 0 to below 1"
+        )
+    parse_settings(request.recipe, "--recipe")
+    _options(request, "")
+
+
+def cells_of(request: Request) -> list[Cell]:
+    """The cells asked for, seed by seed; raises ConfigurationError for bad settings."""
+    return [
+        _cell(request, strategy, seed) for seed in request.seeds for strategy in request.strategies
+    ]
+
+
+def _cell(request: Request, strategy: str, seed: int) -> Cell:
+    preset = preset_of(request.scenario, strategy)
+    asked: dict[str, Any] = {
+        name: getattr(request, name)
+        for name in ("epochs", "batch_size", "learning_rate")
+        if getattr(request, name) is not None
+    }
+    settings = merged(preset.recipe, parse_settings(request.recipe, "--recipe"))
+    recipe = recipe_from(merged(settings, asked))
+    return Cell(
+        scenario=request.scenario,
+        strategy=strategy,
+        seed=seed,
+        backbone=request.backbone or preset.backbone,
+        width=preset.width if request.width is None else request.width,
+        constant_width=_first(request.constant_width, preset.constant_width),
+        budget=_first(request.budget, preset.budget),
+        tasks=request.tasks,
+        split_into=request.split_into,
+        validation=request.validation,
+        device=request.device,
+        recipe=recipe_as_json(recipe),
+        options={**preset.options, **_options(request, strategy)},
+    )
+
+
+def _options(request: Request, strategy: str) -> Mapping[str, str]:
+    """Options for every strategy, and over them those for this one (STRATEGY.name)."""
+    common, own = {}, {}
+    for name, value in parse_pairs(request.options, "--option").items():
+        owner, dot, rest = name.partition(".")
+        if not dot:
+            common[name] = value
+        elif owner not in request.strategies:
+            raise ConfigurationError(
+                f"--option {name} is for {owner!r}, which is not run: "
+                f"write one of {', '.join(request.strategies)} before the dot"
+            )
+        elif owner == strategy:
+            own[rest] = value
+    return {**common, **own}
+
+
+def _first(asked: int | None, preset: int | None) -> int | None:
+    return preset if asked is None else asked
+
+
+def parse_names(text: str, option: str) -> tuple[str, ...]:
+    """Comma-separated names, each once."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise ConfigurationError(f"{option} is empty: give one or more names with commas between")
+    return names
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Comma-separated whole numbers from 0, each once."""
+    seeds = []
+    for part in parse_names(text, "--seeds"):
+        if not part.isascii() or not part.isdigit():
+            raise ConfigurationError(
+                f"--seeds has {part!r}: give whole numbers from 0, for example 0,1,2"
+            )
+        seeds.append(int(part))
+    return tuple(dict.fromkeys(seeds))
+
+
+def check_data_dir(path: Path | None) -> None:
+    """Raise ConfigurationError if a data path was given and nothing is there."""
+    if path is not None and not path.exists():
+        raise ConfigurationError(f"--data-dir {path} does not exist: name a folder or file of data")
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigurationError if torch cannot compute on `device`."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"--device {device} cannot be used ({reason}): try cpu") from None

@@ -1,0 +1,112 @@
+"""Verify a run: its model files must give the logits recorded when each task ended, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firefly_cl.benchmark.folders import MODEL_FOLDER
+from firefly_cl.benchmark.records import read_record
+from firefly_cl.errors import FileError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    Logits = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """Largest absolute difference of one task's probe logits from those recorded when it ended.
+
+    `equal` is bit equality; `as_saved` tells whether the files still give the logits that the
+    run's last state gave: where they do, a difference is the strategy's forgetting.
+    """
+
+    task: int
+    name: str
+    difference: float
+    equal: bool
+    as_saved: bool
+
+
+def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[TaskCheck]:
+    """Recompute every recorded task's logits on the probe kept in the run `folder`.
+
+    Computes with the number of threads that the run had, since sums depend on it.
+    Raises FileError if a file of the run is missing or damaged.
+    """
+    from firefly_cl.benchmark.environment import use_threads
+    from firefly_cl.benchmark.probe import read_probe
+    from firefly_cl.continual.learner import load_logits
+
+    record = read_record(folder)
+    trained = range(len(record.flops))
+    if not trained:
+        raise FileError(f"{folder} has no trained task to verify: let the run go on")
+    probe = read_probe(folder)
+    missing = [task for task in trained if task not in probe.images]
+    if missing:
+        raise FileError(f"the probe in {folder} lacks task {missing[0]}: run the cell again")
+    threads = record.hardware.get("threads")
+    if isinstance(threads, int) and threads > 0:
+        use_threads(threads)
+    logits = (load or load_logits)(folder / MODEL_FOLDER)
+    return [
+        _check(
+            task,
+            record.tasks[task],
+            logits(task, probe.images[task]).cpu(),
+            probe.ended[task],
+            probe.last[task],
+        )
+        for task in sorted(probe.images)
+    ]
+
+
+def _check(task: int, name: str, found: Tensor, ended: Tensor, last: Tensor) -> TaskCheck:
+    if found.shape != ended.shape:
+        return TaskCheck(task, name, float("inf"), equal=False, as_saved=False)
+    difference = float((found.double() - ended.double()).abs().max())
+    return TaskCheck(task, name, difference, _bit_equal(found, ended), _bit_equal(found, last))
+
+
+def _bit_equal(one: Tensor, two: Tensor) -> bool:
+    import torch
+
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    # compared as bytes: == would call two NaN different and 0 and -0 the same
+    return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
+
+
+def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> None:
+    """Print the largest difference of each task, and what it means if there is one."""
+    from rich.table import Table
+
+    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("task", justify="right")
+    table.add_column("name")
+    table.add_column("largest difference", justify="right")
+    table.add_column("")
+    for check in checks:
+        verdict = "bit-equal" if check.equal else "[red]changed[/red]"
+        table.add_row(str(check.task + 1), check.name, f"{check.difference:.3g}", verdict)
+    console.print(table)
+    changed = [check for check in checks if not check.equal]
+    if not changed:
+        console.print(f"all {len(checks)} tasks bit-equal\n")
+    elif all(check.as_saved for check in checks):
+        console.print(
+            f"{len(changed)} of {len(checks)} tasks changed after they ended: the strategy "
+            "forgot (the files are as saved)\n"
+        )
+    else:
+        console.print(
+            f"{len(changed)} of {len(checks)} tasks changed: the files are not those that the "
+            "run saved\n"
+        )

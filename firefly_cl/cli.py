@@ -1,0 +1,365 @@
+"""The command line: firefly-cl run, list, report, verify."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from firefly_cl.errors import ConfigurationError, FileError, FireflyError
+
+if TYPE_CHECKING:
+    from firefly_cl.benchmark.runner import Outcome
+
+# Only the standard library, tyro and firefly_cl.errors above: --help must answer at once.
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+_PRESET = "(default: the scenario's)"
+Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_PRESET)]
+Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_PRESET)]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
+Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Settings = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
+]
+Folders = tyro.conf.Positional[
+    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run strategies on a scenario and print their comparison.
+
+    Each run is kept in OUT/<scenario>/<strategy>-seed<k>; one that is already finished there
+    is not repeated.
+    """
+
+    scenario: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SCENARIO")]] = (
+        "split-digits"
+    )
+    """What to learn; `firefly-cl list` shows the scenarios."""
+    strategy: Names = "firefly,naive,ewc,replay"
+    """Strategies, with commas between."""
+    seeds: Names = "0"
+    """Seeds, with commas between: class order, validation split, weights, batches."""
+    tasks: Count = None
+    """Stream only the first so many tasks."""
+    split_into: Count = None
+    """Cut the classes into so many tasks, where the scenario allows it."""
+    epochs: Count = None
+    """Epochs of each task."""
+    backbone: Name = None
+    """Network to learn with; `firefly-cl list` shows the backbones."""
+    width: Number = None
+    """Factor on every channel count of the backbone."""
+    constant_width: Count = None
+    """Give every layer so many channels instead."""
+    budget: Count = None
+    """Floats a learner may hold, for strategies that can keep to a budget."""
+    batch_size: Count = None
+    """Images in a training batch."""
+    learning_rate: Number = None
+    """Peak of the learning-rate schedule."""
+    recipe: Settings = ()
+    """Another training setting as name=value, such as mixup=0.2 or augmentation.cutout=8."""
+    option: Settings = ()
+    """A setting of the strategies as name=value, or STRATEGY.name=value for one of them."""
+    validation: float = 0.1
+    """Fraction of the training images held out; every decision is made on these."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Folder or file of the data, where the scenario needs one."""
+    download: Flag = False
+    """Allow fetching missing data from the internet."""
+    out: Path = Path("runs")
+    """Folder that keeps the runs."""
+    overwrite: Flag = False
+    """Discard what the run folders hold and run again."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Show the scenarios, strategies and backbones."""
+
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw tables and figures from the records of runs."""
+
+    runs: Folders
+    """Run folders, or folders that hold some."""
+    html: File = None
+    """Write one self-contained page here, and its figures as PNG files beside it."""
+    markdown: File = None
+    """Redraw the tables between <!-- table:SCENARIO --> and <!-- /table --> in this file."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check that saved models still give the logits recorded when each task ended, bit for bit."""
+
+    runs: Folders
+    """Run folders, or folders that hold some."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+Command = Run | List | Report | Verify
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run the command, and exit: 0 done, 1 a check failed, 2 an error, 130 interrupted."""
+    sys.exit(execute(_parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _parse(arguments: Sequence[str]) -> Command:
+    command: Command = tyro.extras.subcommand_cli_from_dict(
+        {"run": Run, "list": List, "report": Report, "verify": Verify},
+        prog="firefly-cl",
+        description="Continual learning by networks that grow and forget nothing.",
+        args=arguments,
+    )
+    return command
+
+
+def execute(command: Command) -> int:
+    """Run one command; its exit code. Errors a user can act on become one line on stderr."""
+    outcomes: list[Outcome] = []
+    try:
+        if isinstance(command, Run):
+            return _run(command, outcomes)
+        if isinstance(command, List):
+            return _list(command)
+        if isinstance(command, Report):
+            return _report(command)
+        return _verify(command)
+    except KeyboardInterrupt:
+        return _fail(command, _interrupted(command, outcomes), 130)
+    except FireflyError as error:
+        return _fail(command, " ".join(str(error).split()), 2)
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `| head`
+        sys.stderr.close()
+        return 141
+    except MemoryError:
+        return _fail(command, "out of memory: lower --batch-size or --width", 2)
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        return _fail(
+            command, f"unexpected {type(error).__name__}: {text} (--debug shows where)", 70
+        )
+
+
+def _fail(command: Command, message: str, code: int) -> int:
+    _report_error(command, message)
+    if command.json:
+        print(json.dumps({"error": message}))
+    return code
+
+
+def _report_error(command: Command, message: str) -> str:
+    if command.debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return message
+
+
+def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
+    if not isinstance(command, Run):
+        return "interrupted"
+    return (
+        f"interrupted after {len(outcomes)} finished runs, kept in {command.out}: "
+        "the same command does the rest"
+    )
+
+
+def _run(command: Run, outcomes: list[Outcome]) -> int:
+    from firefly_cl.benchmark.environment import default_threads, use_threads
+    from firefly_cl.benchmark.plan import (
+        Request,
+        cells_of,
+        check,
+        check_data_dir,
+        check_device,
+        parse_names,
+        parse_seeds,
+    )
+
+    request = Request(
+        scenario=command.scenario,
+        strategies=parse_names(command.strategy, "--strategy"),
+        seeds=parse_seeds(command.seeds),
+        tasks=command.tasks,
+        split_into=command.split_into,
+        validation=command.validation,
+        epochs=command.epochs,
+        batch_size=command.batch_size,
+        learning_rate=command.learning_rate,
+        backbone=command.backbone,
+        width=command.width,
+        constant_width=command.constant_width,
+        budget=command.budget,
+        device=command.device,
+        recipe=command.recipe,
+        options=command.option,
+    )
+    check(request)
+    check_data_dir(command.data_dir)
+    threads = default_threads() if command.threads is None else command.threads
+    if threads < 1:
+        raise ConfigurationError(f"--threads is {threads}: give 1 or more")
+    from firefly_cl.benchmark.folders import check_writable
+
+    check_writable(command.out)
+    # Avalanche imports a solver that we never call, and it warns that it is not installed.
+    warnings.filterwarnings("ignore", message="no QP solver found")
+    use_threads(threads)
+    check_device(command.device)
+
+    from firefly_cl.benchmark.display import Display
+    from firefly_cl.benchmark.runner import run_cells
+
+    with Display() as display:
+        run_cells(
+            cells_of(request),
+            command.out,
+            threads=threads,
+            data_dir=command.data_dir,
+            download=command.download,
+            overwrite=command.overwrite,
+            display=display,
+            outcomes=outcomes,
+        )
+    return _conclude(command, outcomes)
+
+
+def _conclude(command: Run, outcomes: Sequence[Outcome]) -> int:
+    from firefly_cl.benchmark.report import print_tables, summaries
+
+    kept = [outcome.record for outcome in outcomes if outcome.record is not None]
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if kept:
+        print_tables(summaries(kept))
+    for outcome in failed:
+        print(f"error: {outcome.folder}: {outcome.error}", file=sys.stderr)
+    if command.json:
+        runs = [_outcome_as_json(outcome) for outcome in outcomes]
+        print(json.dumps({"out": str(command.out), "runs": runs}))
+    return 2 if failed else 0
+
+
+def _outcome_as_json(outcome: Outcome) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "strategy": outcome.cell.strategy,
+        "seed": outcome.cell.seed,
+        "folder": str(outcome.folder),
+        "skipped": outcome.skipped,
+        "error": outcome.error,
+    }
+    if outcome.record is not None:
+        for name in ("average_accuracy", "average_forgetting", "parameters", "bytes", "seconds"):
+            result[name] = getattr(outcome.record, name)
+    return result
+
+
+def _list(command: List) -> int:
+    from rich.console import Console
+
+    from firefly_cl.benchmark.catalogue import catalogue, print_catalogue
+
+    found = catalogue()
+    print_catalogue(found, Console())
+    if command.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _report(command: Report) -> int:
+    from firefly_cl.benchmark.records import find_records, read_record
+    from firefly_cl.benchmark.report import print_tables, summaries
+
+    if not command.runs:
+        raise ConfigurationError("no run named: give one or more run folders, for example runs")
+    records = [read_record(path) for path in find_records(command.runs)]
+    finished = [record for record in records if record.finished]
+    if len(finished) < len(records):
+        left_out = len(records) - len(finished)
+        print(f"left out {left_out} unfinished of {len(records)} runs", file=sys.stderr)
+    if not finished:
+        raise ConfigurationError("no run is finished: let `firefly-cl run` end first")
+    groups = summaries(finished)
+    print_tables(groups)
+    written: list[Path] = []
+    if command.markdown is not None:
+        from firefly_cl.benchmark.markdown import redraw
+
+        redraw(command.markdown, groups)
+        written.append(command.markdown)
+    if command.html is not None:
+        from firefly_cl.benchmark.page import write_page
+
+        written += write_page(command.html, groups)
+    for path in written:
+        print(f"wrote {path}")
+    if command.json:
+        rows = [row for group in groups for row in group.as_json()]
+        print(json.dumps({"written": [str(path) for path in written], "rows": rows}))
+    return 0
+
+
+def _verify(command: Verify) -> int:
+    from rich.console import Console
+
+    from firefly_cl.benchmark.records import find_records, plain
+    from firefly_cl.benchmark.verify import print_checks, verify
+
+    if not command.runs:
+        raise ConfigurationError("no run named: give one or more run folders, for example runs")
+    console = Console()
+    runs: list[dict[str, Any]] = []
+    for path in find_records(command.runs):
+        folder = path.parent
+        try:
+            checks = verify(folder)
+        except FileError as error:  # the other runs are checked all the same
+            runs.append({"folder": str(folder), "error": _report_error(command, str(error))})
+            continue
+        print_checks(folder, checks, console)
+        equal = all(check.equal for check in checks)
+        differences = [plain(check.difference) for check in checks]
+        runs.append({"folder": str(folder), "equal": equal, "differences": differences})
+    if command.json:
+        print(json.dumps({"equal": all(run.get("equal", False) for run in runs), "runs": runs}))
+    if any("error" in run for run in runs):
+        return 2
+    return 0 if all(run["equal"] for run in runs) else 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The plan: presets, what a user asks over them, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firefly_cl.benchmark.configuration import differences, merged, parse_settings
+from firefly_cl.benchmark.plan import (
+    Request,
+    cells_of,
+    check,
+    check_data_dir,
+    check_device,
+    parse_names,
+    parse_seeds,
+)
+from firefly_cl.benchmark.presets import PRESETS, Preset, preset_of
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.errors import ConfigurationError, UnknownName
+from firefly_cl.scenarios import SCENARIOS
+from firefly_cl.zoo import BACKBONES
+
+REQUEST = Request("split-digits", ("naive", "ewc"), (0, 1))
+
+
+def test_cells_go_seed_by_seed():
+    found = [(cell.seed, cell.strategy) for cell in cells_of(REQUEST)]
+    assert found == [(0, "naive"), (0, "ewc"), (1, "naive"), (1, "ewc")]
+
+
+def test_a_cell_holds_the_whole_recipe():
+    recipe = cells_of(REQUEST)[0].recipe
+    assert recipe["epochs"] == PRESETS["split-digits"].recipe["epochs"]
+    assert recipe["momentum"] == 0.9
+    assert recipe["augmentation"]["flip"] is False
+
+
+def test_what_is_asked_goes_over_the_preset():
+    asked = replace(
+        REQUEST,
+        epochs=3,
+        batch_size=16,
+        learning_rate=0.5,
+        backbone="resnet9",
+        width=0.25,
+        constant_width=7,
+        budget=1000,
+        recipe=("mixup=0.2", "augmentation.cutout=2", "schedule=cosine"),
+        options=("memory=10", "ewc.strength=5"),
+    )
+    naive, ewc = cells_of(asked)[:2]
+    assert (naive.recipe["epochs"], naive.recipe["batch_size"]) == (3, 16)
+    assert (naive.recipe["learning_rate"], naive.recipe["mixup"]) == (0.5, 0.2)
+    assert naive.recipe["schedule"] == "cosine"
+    assert naive.recipe["augmentation"]["cutout"] == 2
+    assert naive.recipe["augmentation"]["crop_padding"] == 1  # the preset's, kept
+    assert (naive.backbone, naive.width, naive.constant_width, naive.budget) == (
+        "resnet9",
+        0.25,
+        7,
+        1000,
+    )
+    assert dict(naive.options) == {"memory": "10"}
+    assert dict(ewc.options) == {"memory": "10", "strength": "5"}
+
+
+def test_a_strategy_changes_its_preset():
+    preset = Preset(
+        width=1.0,
+        recipe={"epochs": 5, "mixup": 0.1},
+        strategies={"ewc": {"width": 2.0, "recipe": {"mixup": 0.0}, "options": {"strength": "9"}}},
+    )
+    assert preset.of("naive").width == 1.0
+    ewc = preset.of("ewc")
+    assert ewc.width == 2.0
+    assert ewc.recipe == {"epochs": 5, "mixup": 0.0}
+    assert ewc.options == {"strength": "9"}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.names())
+def test_every_scenario_has_a_preset_that_works(scenario: str):
+    assert scenario in PRESETS
+    for strategy in STRATEGIES.names():
+        preset = preset_of(scenario, strategy)
+        assert preset.backbone in BACKBONES.names()
+        cells_of(Request(scenario, (strategy,), (0,)))  # its recipe is valid
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"scenario": "split-digit"}, "did you mean 'split-digits'"),
+        ({"strategies": ("nave",)}, "did you mean 'naive'"),
+        ({"backbone": "resnet-9"}, "did you mean 'resnet9'"),
+        ({"tasks": 0}, "--tasks is 0"),
+        ({"epochs": 0}, "--epochs is 0"),
+        ({"batch_size": 1}, "--batch-size is 1"),
+        ({"width": 0.0}, "--width is 0.0"),
+        ({"width": float("nan")}, "--width is nan"),
+        ({"validation": 1.0}, "--validation is 1.0"),
+        ({"budget": -1}, "--budget is -1"),
+        ({"recipe": ("mixup",)}, "--recipe name=value"),
+        ({"options": ("memory",)}, "--option name=value"),
+        ({"options": ("replay.memory=3",)}, "'replay', which is not run"),
+    ],
+)
+def test_bad_requests_are_refused(changes: dict[str, object], says: str):
+    with pytest.raises(ConfigurationError) as caught:
+        check(replace(REQUEST, **changes))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("mixpu=0.2", "no setting 'mixpu'"),
+        ("augmentation.cut=2", "the augmentation has no setting 'cut'"),
+        ("schedule=stairs", "schedule is 'stairs'"),
+        ("learning_rate=high", "learning_rate"),
+        ("augmentation=3", "augmentation of the recipe is 3"),
+        ("epochs=2.5", "epochs of the recipe is 2.5"),
+        ("nesterov=1", "nesterov of the recipe is 1"),
+    ],
+)
+def test_bad_recipes_are_refused(setting: str, says: str):
+    with pytest.raises(ConfigurationError, match=says):
+        cells_of(replace(REQUEST, recipe=(setting,)))
+
+
+def test_names_and_seeds():
+    assert parse_names(" a, b,,a", "--strategy") == ("a", "b")
+    assert parse_seeds("0,2, 1,2") == (0, 2, 1)
+    with pytest.raises(ConfigurationError, match="--strategy is empty"):
+        parse_names(" ,", "--strategy")
+    for bad in ("-1", "1.5", "x", "²"):
+        with pytest.raises(ConfigurationError, match="whole numbers"):
+            parse_seeds(bad)
+
+
+def test_settings_are_read_by_name():
+    assert parse_settings(["a=1", "b.c=true", "b.d=x=y"], "--recipe") == {
+        "a": 1,
+        "b": {"c": True, "d": "x=y"},
+    }
+    with pytest.raises(ConfigurationError, match="both"):
+        parse_settings(["a=1", "a.b=2"], "--recipe")
+
+
+def test_merging_and_differences():
+    base = {"a": 1, "b": {"c": 2, "d": 3}}
+    other = merged(base, {"b": {"c": 4}, "e": None})
+    assert other == {"a": 1, "b": {"c": 4, "d": 3}, "e": None}
+    assert base["b"] == {"c": 2, "d": 3}
+    assert differences(base, merged(base, {"b": {"c": 4}})) == {"b.c": (2, 4)}
+    assert differences(base, {**base, "n": 5}) == {"n": (None, 5)}
+
+
+def test_paths_and_devices_are_checked(tmp_path: Path):
+    check_data_dir(None)
+    check_data_dir(tmp_path)
+    with pytest.raises(ConfigurationError, match="--data-dir"):
+        check_data_dir(tmp_path / "none")
+    check_device("cpu")
+    with pytest.raises(ConfigurationError, match="--device warp"):
+        check_device("warp")
+    with pytest.raises(UnknownName):
+        check(replace(REQUEST, backbone=""))

@@ -1,0 +1,189 @@
+"""Tables: grouped by protocol and configuration, means by hand, Markdown redrawn in place."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from benchmark_fakes import record
+from rich.console import Console
+
+from firefly_cl.benchmark.markdown import redraw
+from firefly_cl.benchmark.quantities import count, duration, percent, percent_over, size
+from firefly_cl.benchmark.report import print_tables, summaries
+from firefly_cl.errors import FileError
+
+
+@pytest.mark.parametrize(
+    ("number", "printed"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (999.6, "1.00k"),
+        (12_345, "12.3k"),
+        (999_499, "999k"),
+        (1e6, "1.00M"),
+    ],
+)
+def test_counts(number: float, printed: str):
+    assert count(number) == printed
+
+
+def test_other_quantities():
+    assert [size(n) for n in (12, 4096, 2.5e9)] == ["12 B", "4.10 kB", "2.50 GB"]
+    assert [duration(s) for s in (0.25, 42, 100, 3000, 9000)] == [
+        "0.2 s",
+        "42 s",
+        "1.7 min",
+        "50 min",
+        "2.5 h",
+    ]
+    assert [percent(f) for f in (None, 0.0, 0.12345, -0.0001)] == ["-", "0", "12.3", "0.0"]
+
+
+def test_percent_over_seeds():
+    assert percent_over([0.5]) == "50.0"
+    assert percent_over([0.50, 0.52, 0.54]) == "52.0 ± 2.0"  # sample deviation, by hand
+    assert percent_over([0.0, 0.0]) == "0"  # exactly nothing, not a rounded something
+    assert percent_over([0.0, 0.00001]) == "0.0 ± 0.0"
+    assert percent_over([None]) == "-"
+
+
+def test_seeds_are_averaged_and_strategies_ranked():
+    records = [
+        replace(record(strategy, seed), average_accuracy=accuracy)
+        for strategy, seed, accuracy in (
+            ("naive", 0, 0.4),
+            ("firefly", 1, 0.9),
+            ("firefly", 0, 0.8),
+            ("naive", 1, 0.5),
+        )
+    ]
+    (group,) = summaries(records)
+    assert [summary.label for summary in group.summaries] == ["firefly", "naive"]
+    assert group.summaries[0].seeds == [0, 1]
+    assert group.as_json()[0]["average_accuracy"] == pytest.approx(0.85)
+    assert group.summaries[0].row()[2] == "85.0 ± 7.1"
+
+
+def test_protocols_are_never_mixed():
+    groups = summaries(
+        [
+            record(n_tasks=4),
+            record(n_tasks=8),
+            record(n_tasks=4, scenario_name="split-cifar10"),
+            record(n_tasks=4, split_into=4),
+        ]
+    )
+    assert [group.name for group in groups] == [
+        "split-cifar10",
+        "split-digits/4-tasks",
+        "split-digits/4-tasks-2",
+        "split-digits/8-tasks",
+    ]
+
+
+def test_configurations_of_one_strategy_are_told_apart():
+    (group,) = summaries([record(width=1.0), record(width=0.5), record("naive")])
+    assert sorted(summary.label for summary in group.summaries) == [
+        "firefly (width=0.5)",
+        "firefly (width=1.0)",
+        "naive",
+    ]
+
+
+def test_a_copied_run_counts_once():
+    (group,) = summaries([record(), record()])
+    assert group.summaries[0].row()[1] == "1"
+
+
+def test_the_matrix_is_the_mean_over_seeds():
+    one = replace(record(n_tasks=2), accuracy=[[0.5, None], [0.5, 0.75]])
+    two = replace(record(n_tasks=2, seed=1), accuracy=[[1.0, None], [0.0, 0.25]])
+    (group,) = summaries([one, two])
+    assert group.summaries[0].matrix() == [[0.75, None], [0.25, 0.5]]
+    assert group.summaries[0].curves() == [[0.5, 0.625], [1.0, 0.125]]
+
+
+def test_the_table_fits_80_columns():
+    stream = io.StringIO()
+    records = [
+        record(strategy, seed, 20, "split-cifar100-superclass")
+        for strategy in ("firefly", "individual", "naive")
+        for seed in range(3)
+    ]
+    records += [record("firefly", 0, 20, "split-cifar100-superclass", width=0.125)]
+    print_tables(summaries(records), Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    whole = stream.getvalue()
+    assert "forgetting %" in whole and "individual" in whole and "…" not in whole
+
+
+TEXT = """# Title
+
+<!-- table:split-digits -->
+old
+<!-- /table -->
+
+Write `<!-- table:NAME -->` where a table shall stand.
+
+<!-- table:another -->
+kept
+<!-- /table -->
+"""
+
+
+def test_markdown_is_redrawn_between_its_markers(tmp_path: Path):
+    path = tmp_path / "README.md"
+    path.write_text(TEXT)
+    groups = summaries([record(), record("naive")])
+    redraw(path, groups)
+    once = path.read_bytes()
+    redraw(path, groups)
+    assert path.read_bytes() == once
+    text = once.decode()
+    assert "old" not in text and "\nkept\n" in text and "| firefly | 1 |" in text
+    # nothing outside the markers has changed
+    start, end = "<!-- table:split-digits -->\n", "<!-- /table -->"
+    assert text.partition(start)[0] == TEXT.partition(start)[0]
+    assert text.partition(end)[2] == TEXT.partition(end)[2]
+
+
+def test_markdown_keeps_line_ends(tmp_path: Path):
+    path = tmp_path / "README.md"
+    path.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    redraw(path, summaries([record()]))
+    content = path.read_bytes()
+    assert content.count(b"\n") == content.count(b"\r\n") > 10
+
+
+def test_a_new_markdown_file_gets_every_table(tmp_path: Path):
+    path = tmp_path / "results.md"
+    groups = summaries([record(), record(n_tasks=2)])
+    redraw(path, groups)
+    once = path.read_text()
+    assert once.count("| firefly |") == 2
+    redraw(path, groups)
+    assert path.read_text() == once
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("no markers\n", "no marker for split-digits"),
+        ("<!-- table:split-digits -->\n", "without its partner"),
+        (
+            "<!-- table:split-digits -->\n<!-- table:b -->\n<!-- /table -->\n<!-- /table -->\n",
+            "without its partner",
+        ),
+    ],
+)
+def test_markdown_without_fitting_markers_is_refused_and_kept(tmp_path: Path, text: str, says: str):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(FileError, match=says):
+        redraw(path, summaries([record()]))
+    assert path.read_text() == text

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import accuracy
+from quick_training import accuracy
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, load_logits

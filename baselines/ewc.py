@@ -2,7 +2,8 @@
 
 Paper: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks". One
 quadratic for every older task (Avalanche's mode "separate"), with importances by Avalanche's
-EWCPlugin. Batch norm is shared: its scales and shifts are held too, its statistics are not.
+EWCPlugin. Scales and shifts of batch norm are held too; of its running statistics, which no penalty
+reaches, each task keeps its own.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from firefly_cl.scenarios import images_of, normalise
 
 @dataclass(frozen=True)
 class EwcOptions:
-    """The weight of the penalty.
+    """The weight of the penalty; whose batch-norm statistics a task is evaluated with.
 
     1000 was the best of 0, 1, 10, ..., 10000 on validation images of split-digits (two seeds; mlp
     and resnet9 of an eighth of the width, 20 epochs: 0.989 and 0.951 against 0.931 and 0.875 at 0).
+    Statistics of each "task" against "shared" ones: 0.528 against 0.384 on validation images of
+    three superclasses of CIFAR-100 (one seed, resnet9 of an eighth of the width, 6 epochs), 0.952
+    against 0.951 on split-digits.
     """
 
     ewc_lambda: float = 1000.0
+    norm: str = "task"
 
     def __post_init__(self) -> None:
         """Check it."""
@@ -128,4 +133,4 @@ def ewc(setup: Setup) -> MultiHeadLearner:
         Pixels(scenario.mean, scenario.std, scenario.flip),
         setup.recipe.learning_rate,
     )
-    return MultiHeadLearner(setup, [plugin], plugin.kept)
+    return MultiHeadLearner(setup, [plugin], plugin.kept, norm=options.norm)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -52,7 +52,10 @@ class Blueprint:
 
 
 class HeadedNet(nn.Module):
-    """`model` without its last Linear, and heads for the tasks seen in its place."""
+    """`model` without its last Linear, and heads for the tasks seen in its place.
+
+    A task whose batch-norm statistics have been kept is evaluated with them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,6 +68,7 @@ class HeadedNet(nn.Module):
         setattr(model, found[-1], nn.Identity())
         self.trunk = model
         self.heads = nn.ModuleDict()
+        self.statistics = nn.ModuleDict()
 
     def add_head(self, task: int, n_classes: int, generator: torch.Generator | None = None) -> None:
         """A head for `task`, drawn uniformly in +-1/sqrt(features)."""
@@ -75,10 +79,27 @@ class HeadedNet(nn.Module):
         device = next((values.device for values in self.trunk.parameters()), None)
         self.heads[str(task)] = head.to(device)
 
+    def keep_statistics(self, task: int) -> None:
+        """Remember the running statistics of every batch norm as those of `task`."""
+        kept = nn.Module()
+        for name, values in self._running():
+            kept.register_buffer(name.replace(".", "_"), values.clone())
+        self.statistics[str(task)] = kept
+
     def forward(self, x: Tensor, task: int) -> Tensor:
         """Logits (B, classes of the task) of normalised images."""
-        logits: Tensor = self.heads[str(task)](self.trunk(x))
+        if self.training or str(task) not in self.statistics:
+            logits: Tensor = self.heads[str(task)](self.trunk(x))
+            return logits
+        kept = dict(self.statistics[str(task)].named_buffers())
+        own = {name: kept[name.replace(".", "_")] for name, _ in self._running()}
+        logits = self.heads[str(task)](torch.func.functional_call(self.trunk, own, (x,)))
         return logits
+
+    def _running(self) -> Iterator[tuple[str, Tensor]]:
+        for name, values in self.trunk.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                yield name, values
 
 
 @torch.no_grad()
@@ -150,14 +171,20 @@ def save_nets(folder: Path, kind: str, blueprint: Blueprint, nets: Sequence[Head
     content = tensor_bytes(weights)
     digest = hashlib.sha256(content).hexdigest()
     name = f"model-{digest[:12]}.safetensors"
-    heads = [{task: head.out_features for task, head in net.heads.items()} for net in nets]
+    parts = [
+        {
+            "heads": {task: head.out_features for task, head in net.heads.items()},
+            "statistics": list(net.statistics),
+        }
+        for net in nets
+    ]
     structure = {
         "schema": SCHEMA,
         "kind": kind,
         "weights": name,
         "sha256": digest,
         "blueprint": asdict(blueprint),
-        "nets": heads,
+        "nets": parts,
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -205,10 +232,12 @@ def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
             told[name] = tuple(told[name])
         blueprint = Blueprint(**told)
         nets = []
-        for i, heads in enumerate(structure["nets"]):
+        for i, part in enumerate(structure["nets"]):
             net = blueprint.build(0)
-            for task, n_classes in heads.items():
+            for task, n_classes in part["heads"].items():
                 net.add_head(int(task), int(n_classes))
+            for task in part["statistics"]:
+                net.keep_statistics(int(task))
             prefix = f"{i}."
             own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
             net.load_state_dict(own, strict=True)

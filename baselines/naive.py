@@ -1,18 +1,32 @@
 """Fine-tuning: one multi-head network trained on each task in turn, with no defence.
 
 The lower bound of forgetting (Avalanche's Naive). Old heads receive no gradient; the
-trunk and its batch norm follow the newest task.
+trunk follows the newest task.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from firefly_cl.baselines.multihead import MultiHeadLearner
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import NoOptions, Setup, read_options
+from firefly_cl.continual.learner import Setup, read_options
+
+
+@dataclass(frozen=True)
+class NaiveOptions:
+    """Whose batch-norm statistics a task is evaluated with: "shared" or the "task"'s own.
+
+    "shared" was the better on validation images of split-digits (resnet9 of an eighth of the width,
+    two seeds, 20 epochs: 0.875 against 0.793) and of three superclasses of CIFAR-100 (0.396
+    against 0.376, one seed, 6 epochs).
+    """
+
+    norm: str = "shared"
 
 
 @STRATEGIES.register("naive")
 def naive(setup: Setup) -> MultiHeadLearner:
-    """Fine-tuning; takes no options."""
-    read_options(setup.options, NoOptions)
-    return MultiHeadLearner(setup)
+    """Fine-tuning; option norm."""
+    options = read_options(setup.options, NaiveOptions)
+    return MultiHeadLearner(setup, norm=options.norm)

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from quick_training import QUICK
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Learner, Setup
-from firefly_cl.continual.recipe import Recipe
-from firefly_cl.scenarios import SCENARIOS, Augmentation, Scenario, ScenarioOptions
-
-QUICK = Recipe(epochs=6, augmentation=Augmentation(crop_padding=1), precision="float32")
+from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +44,6 @@ def trained(setup_for: Callable[..., Setup]) -> Callable[..., Learner]:
         return learner
 
     return train
-
-
-def accuracy(learner: Learner, scenario: Scenario, task: int) -> float:
-    test = scenario.tasks[task].test
-    right = learner.logits(task, test.images).argmax(1) == test.labels
-    return right.float().mean().item()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import accuracy
+from quick_training import accuracy
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, load_logits
@@ -62,7 +62,7 @@ def test_a_seed_decides_every_bit(name: str, digits: Scenario, trained: Callable
     assert not torch.equal(trained(name, digits, seed=4, **quick).logits(1, images), first)
 
 
-@pytest.mark.parametrize("name", ["replay", "individual"])
+@pytest.mark.parametrize("name", ["ewc", "replay", "individual"])
 @pytest.mark.parametrize("recipe", [{}, {"precision": "bfloat16", "channels_last": True}])
 def test_saved_models_answer_bit_equally(
     name: str, recipe: dict[str, Any], digits: Scenario, trained: Callable[..., Any], tmp_path: Path
@@ -169,12 +169,29 @@ def test_sizes_count_everything(digits: Scenario, trained: Callable[..., Any]) -
     assert individual.widths()["hidden.0"] == [64, 64]
     ewc = trained("ewc", digits, **quick)
     held = 64 * 64 * 2 + 2 * 64 * 2
+    # EWC keeps mean and variance of both norms for each of its two tasks.
+    assert ewc.floats() == naive.floats() + 2 * (2 * 64 * 2)
     assert ewc.bytes() == 4 * ewc.floats() + 4 * (2 * held) + 4
     replay = trained("replay", digits, options={"mem_size": "50"}, **quick)
     assert replay.bytes() == 4 * replay.floats() + 50 * (64 + 16)
     joint = trained("joint", digits, **quick)
     images = sum(len(task.train) for task in digits.tasks)
     assert joint.bytes() == 4 * joint.floats() + images * (64 + 8)
+
+
+def test_each_task_is_evaluated_with_its_own_statistics(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    setup = setup_for(digits, backbone="mlp-bn", options={"norm": "task"}, recipe={"epochs": 1})
+    learner = STRATEGIES.get("naive")(setup)
+    stream, images = digits.benchmark().train_stream, digits.tasks[0].test.images
+    learner.train(stream[0])
+    before = learner.logits(0, images)
+    for values in learner.net.trunk.buffers():  # as another task's training would
+        values.copy_(values * 3 + 1)
+    assert torch.equal(learner.logits(0, images), before)
+    learner.net.statistics.clear()
+    assert not torch.equal(learner.logits(0, images), before)
 
 
 def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None:
@@ -185,7 +202,8 @@ def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("naive", {"mem_size": "3"}, "known here are none"),
+        ("individual", {"mem_size": "3"}, "known here are none"),
+        ("naive", {"norm": "group"}, "shared, task"),
         ("replay", {"mem_siz": "3"}, "known here are mem_size, buffer"),
         ("replay", {"mem_size": "few"}, "a whole number"),
         ("replay", {"mem_size": "0"}, "at least 1"),

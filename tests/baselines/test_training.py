@@ -13,7 +13,7 @@ from avalanche.benchmarks.utils import DataAttribute
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
-from conftest import QUICK, accuracy
+from quick_training import QUICK, accuracy
 from torch import nn
 
 from firefly_cl.baselines.multihead import MultiHead, blueprint_of, make_strategy

@@ -96,7 +96,14 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
         )
     try:
         return _build(structure, state), structure["extra"]
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         why = str(error).strip().partition("\n")[0]
         raise FileError(f"{path} does not fit together ({why}): restore or rerun") from error
 

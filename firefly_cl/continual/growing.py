@@ -14,7 +14,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
-from firefly_cl.continual.model import FireflyModel
+from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
@@ -62,6 +62,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
+        require_images(strategy.experience)  # loaders stumble over none
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is not None or not self.plan.validation:
             return

@@ -14,7 +14,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
-from firefly_cl.continual.model import FireflyModel
+from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
@@ -22,7 +22,7 @@ from firefly_cl.errors import ConfigurationError, EditError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
-from firefly_cl.network import floats
+from firefly_cl.network import FireflyNet, floats, own_flops
 from firefly_cl.network.edits import migrate
 
 
@@ -62,6 +62,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
+        require_images(strategy.experience)  # loaders stumble over none
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is not None or not self.plan.validation:
             return
@@ -122,11 +123,7 @@ class FireflyPlugin(SupervisedPlugin):
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
-        own = sum(parameter.numel() for parameter in net.trainable())
-        amount = int(self.plan.growth * own)
-        if self.plan.cost == "units":
-            widths = [space.width(net.current) for space in net.spaces.values()]
-            amount = int(self.plan.growth * sum(widths))
+        amount = int(self.plan.growth * _own(net, self.plan.cost))
         if self.budget is not None and self.plan.cost == "parameters":
             amount = min(amount, self.budget - floats(net))
         if amount < 1:
@@ -184,6 +181,15 @@ class FireflyPlugin(SupervisedPlugin):
     def _generator(self, strategy: Any) -> torch.Generator:
         task = _model(strategy).net.current
         return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
+
+
+def _own(net: FireflyNet, cost: str) -> int:
+    """What the newest task has by now, in a currency of growth budgets."""
+    if cost == "units":
+        return sum(space.width(net.current) for space in net.spaces.values())
+    if cost == "flops":
+        return own_flops(net)
+    return sum(parameter.numel() for parameter in net.trainable())
 
 
 def _model(strategy: Any) -> FireflyModel:

@@ -58,9 +58,8 @@ class FireflyModel(MultiTaskModule):
         Raises DataError for an experience that is empty or has a single class, and
         ConfigurationError where it mixes tasks or repeats one.
         """
+        require_images(experience)
         number = getattr(experience, "current_experience", "?")
-        if len(experience.dataset) == 0:
-            raise DataError(f"experience {number} is empty: give it images or leave it out")
         super().adaptation(experience)
         if not self.training:
             return
@@ -103,7 +102,7 @@ class FireflyModel(MultiTaskModule):
     def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
         """Logits (B, classes), each sample by its own task's function."""
         if not isinstance(task_labels, int):
-            found = task_labels.unique().tolist()
+            found = sorted(set(task_labels.tolist()))
             if len(found) != 1:
                 logits: Tensor = super().forward(x, task_labels)
                 return logits
@@ -116,3 +115,10 @@ class FireflyModel(MultiTaskModule):
             return x.new_zeros(len(x), max(self.max_class_label, 1))
         logits: Tensor = self.net(x, self.tasks[task_label])
         return logits
+
+
+def require_images(experience: Any) -> None:
+    """Raise DataError for an experience without images."""
+    if len(experience.dataset) == 0:
+        number = getattr(experience, "current_experience", "?")
+        raise DataError(f"experience {number} is empty: give it images or leave it out")

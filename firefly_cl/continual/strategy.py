@@ -64,7 +64,9 @@ class FireflyStrategy(SupervisedTemplate):
         if training is not None:
             recipe = training.recipe
         if optimizer is None:
-            optimizer = make_optimizer(recipe or Recipe(), wrapped.net.trainable())
+            # A net whose tasks are all frozen has nothing to train yet; an optimizer needs something.
+            parameters = wrapped.net.trainable() or list(wrapped.net.parameters())
+            optimizer = make_optimizer(recipe or Recipe(), parameters)
         self.firefly = FireflyPlugin(plan, budget, seed)
         own = [self.firefly] if training is None else [self.firefly, training]
         super().__init__(

@@ -169,7 +169,7 @@ def answer(net: FireflyNet, pixels: Pixels, task: int, images: Tensor) -> Tensor
     net.eval()
     try:
         parts = []
-        for chunk in images.split(EVALUATION_BATCH):
+        for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             x = normalise(plain, pixels.mean, pixels.std).to(device)

@@ -107,7 +107,7 @@ class FireflyModel(MultiTaskModule):
     def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
         """Logits (B, classes), each sample by its own task's function."""
         if not isinstance(task_labels, int):
-            found = task_labels.unique().tolist()
+            found = sorted(set(task_labels.tolist()))
             if len(found) != 1:
                 logits: Tensor = super().forward(x, task_labels)
                 return logits

@@ -446,7 +446,7 @@ def _check_read(net: FireflyNet, space: str) -> None:
 
 
 def _distinct(units: Tensor) -> bool:
-    return len(units.unique()) == len(units)
+    return len(set(units.tolist())) == len(units)
 
 
 def _appended(net: FireflyNet, space: str, count: int) -> Tensor:
@@ -462,6 +462,7 @@ def _layer(net: FireflyNet, name: str) -> GrowableLayer:
 
 
 def own_block(net: FireflyNet, name: str) -> Block:
+    """The newest task's rows of a layer; raises EditError if it has none."""
     block = _layer(net, name).block(net.current)
     if block is None:
         raise EditError(f"task {net.current} has no rows in {name}")

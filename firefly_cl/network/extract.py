@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -55,7 +57,7 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
 
 
 def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node) -> fx.Node:
-    attributes = {
+    attributes: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in node.attributes.items()
     }
@@ -87,8 +89,8 @@ def _module(net: FireflyNet, node: Node, task: int) -> nn.Module:
         if block is None:
             raise EditError(f"task {task} has no head")
         whole = layer.whole_rows(task, net.read_units, net.owned_units)
-        weight, bias = _over_active(net, layer, task, whole), block.bias
-        bias = None if bias is None else bias.detach().clone()
+        weight = _over_active(net, layer, task, whole)
+        bias = None if block.bias is None else block.bias.detach().clone()
     else:
         weight, bias = layer.assemble(
             range(task + 1), units, units, net.read_units, net.owned_units

@@ -117,8 +117,8 @@ def _build(structure: Mapping[str, Any], state: dict[str, Tensor]) -> FireflyNet
     ]
     blocks: dict[tuple[str, int], dict[str, Tensor]] = {}
     for key, value in state.items():
-        _, name, _, owner, field = key.split(".")
-        blocks.setdefault((name, int(owner)), {})[field] = value
+        _, name, _, number, field = key.split(".")
+        blocks.setdefault((name, int(number)), {})[field] = value
     for (name, owner), values in blocks.items():
         layer = net.layers[name]
         if isinstance(layer, GrowableLayer):

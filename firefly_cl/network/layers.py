@@ -252,7 +252,7 @@ class GrowableNorm(nn.Module):
 
     def assemble(self, owners: Iterable[int], channels: Selection, owned: UnitsOf) -> Statistics:
         """Statistics of the blocks of `owners`, over selected units."""
-        like = next(b.running_mean for b in self.blocks.values())  # type: ignore[union-attr]
+        like = next(b.running_mean for b in self.blocks.values() if isinstance(b, NormBlock))
         n = channel_count(self.writes, channels)
         mean, var = like.new_zeros(n), like.new_ones(n)
         weight = like.new_ones(n) if self.affine else None

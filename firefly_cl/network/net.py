@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.space import GIVEN, Selection, Space, channel_count, positions
 from firefly_cl.network.trace import Traced, trace
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -272,9 +275,10 @@ class FireflyNet(nn.Module):
         """Drop what was assembled from the frozen units; it is assembled again when needed."""
         self._plans.clear()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> FireflyNet:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._plans.clear()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
+        return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's; what was assembled from older weights is forgotten."""

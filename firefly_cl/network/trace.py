@@ -120,8 +120,8 @@ class Tracing:
             for unit, length in runs[raw.name]:
                 signatures.setdefault(unit, []).append((index, length))
         members: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        for unit, signature in signatures.items():
-            members.setdefault(tuple(signature), []).append(unit)
+        for unit, places in signatures.items():
+            members.setdefault(tuple(places), []).append(unit)
 
         names = list(self.raw)
         spaces: dict[str, Space] = {}

@@ -35,12 +35,18 @@ class FireflyPlugin(SupervisedPlugin):
     stream or, where there is none, a share held out of the experience's own training images.
 
     `events` tells what every growth step did; `seconds` adds up per phase. `budget` is the
-    number of floats that the network may hold (none: no limit).
+    number of floats that the network may hold (none: no limit); what is left of it is shared
+    equally by the tasks that the stream has left.
     """
 
     def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.plan = plan or Plan()
+        if budget is not None and self.plan.cost != "parameters":
+            raise ConfigurationError(
+                f"a budget counts floats, but growth is paid in {self.plan.cost}: "
+                "use cost parameters with it"
+            )
         self.budget = budget
         self.seed = seed
         try:
@@ -54,6 +60,7 @@ class FireflyPlugin(SupervisedPlugin):
         self.seconds: dict[str, float] = defaultdict(float)
         self._held_out: Any = None
         self._validation: list[list[Tensor]] = []
+        self._limit: int | None = None
         self._epoch = 0
         self._due: set[int] = set()
         self._last_loss: float | None = None
@@ -63,6 +70,7 @@ class FireflyPlugin(SupervisedPlugin):
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
+        self._limit = _model(strategy).budget = self._share(strategy)
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is not None or not self.plan.validation:
             return
@@ -118,14 +126,24 @@ class FireflyPlugin(SupervisedPlugin):
         _model(strategy).net.freeze()
         self._validation, self._held_out = [], None
 
+    def _share(self, strategy: Any) -> int | None:
+        """Floats that the network may hold after this task, so that each later one has as many."""
+        if self.budget is None:
+            return None
+        stream = getattr(strategy.experience, "origin_stream", None)
+        number = getattr(strategy.experience, "current_experience", None)
+        tasks = max(len(stream) - number, 1) if stream and number is not None else 1
+        held = floats(_model(strategy).net)
+        return held + max(self.budget - held, 0) // tasks
+
     # --- one growth step --------------------------------------------------------------------------
 
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
         amount = int(self.plan.growth * _own(net, self.plan.cost))
-        if self.budget is not None and self.plan.cost == "parameters":
-            amount = min(amount, self.budget - floats(net))
+        if self._limit is not None and self.plan.cost == "parameters":
+            amount = min(amount, self._limit - floats(net))
         if amount < 1:
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))

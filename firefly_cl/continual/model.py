@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError, DataError
-from firefly_cl.network import FireflyNet
+from firefly_cl.network import FireflyNet, floats, task_floats
 from firefly_cl.network.layers import GrowableLayer
 
 SeedWidths = Callable[[FireflyNet], Mapping[str, int]]
@@ -23,7 +23,8 @@ class FireflyModel(MultiTaskModule):
 
     Training on an experience with a new task label begins a new task of the network:
     `tasks` says which one belongs to which label. Tasks that are not known yet answer zeros
-    when Avalanche evaluates a whole stream.
+    when Avalanche evaluates a whole stream. `budget`: floats that the network may hold; a task
+    begins with fewer seed units where they would not fit.
     """
 
     def __init__(self, net: FireflyNet, seed_widths: SeedWidths, seed: int = 0) -> None:
@@ -31,6 +32,7 @@ class FireflyModel(MultiTaskModule):
         self.net = net
         self.seed_widths = seed_widths
         self.seed = seed
+        self.budget: int | None = None
         self.tasks: dict[int, int] = {}
 
     @staticmethod
@@ -88,7 +90,10 @@ class FireflyModel(MultiTaskModule):
         else:
             if not net.tasks[-1].frozen:
                 net.freeze()
-            net.begin_task(classes, self.seed_widths(net), generator=generator)
+            widths = self.seed_widths(net)
+            if self.budget is not None:
+                widths = fitting(net, classes, widths, self.budget)
+            net.begin_task(classes, widths, generator=generator)
         self.tasks[label] = net.current
 
     def heads(self) -> tuple[list[nn.Parameter], int]:
@@ -115,6 +120,25 @@ class FireflyModel(MultiTaskModule):
             return x.new_zeros(len(x), max(self.max_class_label, 1))
         logits: Tensor = self.net(x, self.tasks[task_label])
         return logits
+
+
+def fitting(
+    net: FireflyNet, classes: int, widths: Mapping[str, int], budget: int
+) -> dict[str, int]:
+    """Seed widths for the next task, made smaller together until the budget (floats) pays them.
+
+    A task that can have no unit of its own still gets its head. Raises ConfigurationError where
+    even that does not fit.
+    """
+    left = budget - floats(net)
+    for share in (1 - step / 16 for step in range(17)):
+        smaller = {name: int(share * width) for name, width in widths.items()}
+        if task_floats(net, classes, smaller) <= left:
+            return smaller
+    raise ConfigurationError(
+        f"the budget of {budget} floats leaves {max(left, 0)} for task {len(net.tasks)}, "
+        f"whose head needs {task_floats(net, classes, {})}: give a larger budget or start narrower"
+    )
 
 
 def require_images(experience: Any) -> None:

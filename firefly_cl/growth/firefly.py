@@ -17,7 +17,7 @@ from torch import Tensor
 
 from firefly_cl.errors import ConfigurationError, DivergenceError
 from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select
+from firefly_cl.growth.budget import Budget, Candidate, growth_cost, room_to_double, select
 from firefly_cl.growth.candidates import (
     CandidateExecution,
     Candidates,
@@ -80,7 +80,8 @@ class Firefly:
             candidates = propose(net, list(costs), self.news, self.copies, generator)
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
-            kept = select(scored, budget, room_to_double(net, list(costs)))
+            room = room_to_double(net, list(costs))
+            kept = select(scored, budget, room, lambda more: growth_cost(net, more, budget.cost))
             return Growth(commit(net, candidates, kept, self.reach), kept)
         finally:
             net.train(training)

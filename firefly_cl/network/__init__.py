@@ -1,6 +1,6 @@
 """The growing network: spaces of owned units, row blocks, edits, extraction, costs, files."""
 
-from firefly_cl.network.cost import floats, flops, own_flops, stored_bytes
+from firefly_cl.network.cost import floats, flops, own_flops, stored_bytes, task_floats
 from firefly_cl.network.extract import extract
 from firefly_cl.network.files import load_net, save_net
 from firefly_cl.network.graph import register_map
@@ -26,4 +26,5 @@ __all__ = [
     "register_rule",
     "save_net",
     "stored_bytes",
+    "task_floats",
 ]

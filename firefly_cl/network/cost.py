@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from firefly_cl.network.graph import Node
-from firefly_cl.network.layers import GrowableLayer
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.space import channel_count
 
@@ -15,6 +15,27 @@ def floats(net: FireflyNet) -> int:
     """Every number stored: weights, norms with their statistics, heads of all tasks."""
     tensors = list(net.parameters()) + [b for b in net.buffers() if b.is_floating_point()]
     return sum(t.numel() for t in tensors)
+
+
+def task_floats(net: FireflyNet, classes: int, widths: Mapping[str, int]) -> int:
+    """Numbers that a further task adds with these seed units by space, reading all older ones."""
+    task = len(net.tasks)
+    total = 0
+    for layer in net.layers.values():
+        assert isinstance(layer, (GrowableLayer, GrowableNorm))
+        rows = sum(s.repeat * widths.get(s.space, 0) for s in layer.writes)
+        if isinstance(layer, GrowableNorm):
+            total += rows * (4 if layer.affine else 2)
+            continue
+        rows = classes if layer.is_head else rows
+        columns = layer.columns_per_unit
+        if not layer.per_unit:
+            columns = sum(
+                s.repeat * (net.spaces[s.space].before(task) + widths.get(s.space, 0))
+                for s in layer.reads
+            )
+        total += rows * (columns * math.prod(layer.kernel) + layer.has_bias)
+    return total
 
 
 def mask_bits(net: FireflyNet) -> int:

@@ -157,19 +157,6 @@ def test_never_grows_without_a_schedule() -> None:
         assert widths == [6, *(seed[name] for seed in seeds[1:] if seed)]
 
 
-@pytest.mark.parametrize("spare", [0, 150, 900])
-def test_budget_holds(spare: int) -> None:
-    start = floats(growing("resnet9").net)
-    budget = start + spare
-    plan = dataclasses.replace(PLAN, grow_at=(0.25, 0.5, 0.75), growth=4.0, patience=-10.0)
-    strategy = growing(
-        "resnet9", plan=plan, budget=budget, recipe=dataclasses.replace(RECIPE, epochs=4)
-    )
-    strategy.train(stream_of(TASKS).train_stream[0])
-    assert floats(strategy.net) <= budget
-    assert bool(strategy.firefly.events) == (spare > 0)
-
-
 class Recorder:
     """A criterion that grows nothing and keeps what it was given."""
 

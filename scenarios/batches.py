@@ -15,8 +15,8 @@ from firefly_cl.scenarios.images import Images, normalise
 class Batches:
     """Lists [x, y, t] over all images, in a new order each time it is iterated if `shuffle`.
 
-    x: (B, C, H, W) float32, normalised; y, t: (B,) int64. The batches are as even as they can be and
-    hold at most `batch_size` images, so that no small last batch disturbs batch norm; with
+    x: (B, C, H, W) float32, normalised; y, t: (B,) int64. The batches are as even as they can be
+    and hold at most `batch_size` images, so that no small last batch disturbs batch norm; with
     `drop_last` they are full and the rest is left out.
     Raises DataError for an empty split and for NaN pixels.
     """

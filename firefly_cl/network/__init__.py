@@ -5,8 +5,9 @@ from firefly_cl.network.extract import extract
 from firefly_cl.network.files import load_net, save_net
 from firefly_cl.network.graph import register_map
 from firefly_cl.network.net import FireflyNet
+from firefly_cl.network.rules import map_call, map_module
 from firefly_cl.network.space import GIVEN, Layout, Segment, Selection, Space
-from firefly_cl.network.trace import map_call, map_module, register_rule
+from firefly_cl.network.tracing import register_rule
 
 __all__ = [
     "GIVEN",

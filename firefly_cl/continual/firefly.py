@@ -18,7 +18,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import EVALUATION_BATCH, Logits, Setup, read_options
+from firefly_cl.continual.learner import EVALUATION_BATCH, SCHEMA, Logits, Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.strategy import FireflyStrategy
@@ -157,7 +157,7 @@ class FireflyLearner:
             "image_shape": list(self.setup.scenario.image_shape),
         }
         save_net(self.net, folder / WEIGHTS, extra)
-        told = {"kind": "firefly", "schema": 1, "weights": WEIGHTS}
+        told = {"kind": "firefly", "schema": SCHEMA, "weights": WEIGHTS}
         write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
 
 

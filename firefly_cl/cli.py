@@ -161,7 +161,9 @@ def _parse(arguments: Sequence[str]) -> Command:
 
 def _without_frame(box: str) -> str:
     """What tyro says in a framed box, in one line: the mistake, and what may have been meant."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    lines = [line if line.strip("─-+╭╮╰╯") else "" for line in lines]
+    lines = list(itertools.dropwhile(lambda line: not line, lines))
     body = list(itertools.takewhile(bool, lines))
     text = " ".join(body).rstrip(".")
     rest = lines[len(body) :]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from firefly_cl.baselines.headed import (
     Blueprint,
     HeadedNet,
-    answer,
+    answer_task,
     count_floats,
     count_flops,
     layer_units,
@@ -189,7 +189,7 @@ class MultiHeadLearner:
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
         start = time.perf_counter()
-        logits = answer(self.net, self.blueprint, task, images)
+        logits = answer_task(self.net, self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
 

@@ -8,6 +8,8 @@ them by a criterion, and take any task's function out as a plain module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,8 @@ from firefly_cl.scenarios import SCENARIOS, Batches, Images, Scenario, ScenarioO
 from firefly_cl.zoo import BACKBONES
 
 EPOCHS, GROW_AFTER = 8, 3
+
+Model = Callable[[Tensor], Tensor]
 
 
 def batches(scenario: Scenario, images: Images, *, shuffle: bool, seed: int = 0) -> Batches:
@@ -36,7 +40,7 @@ def batches(scenario: Scenario, images: Images, *, shuffle: bool, seed: int = 0)
     )
 
 
-def cross_entropy(model, batch) -> Tensor:
+def cross_entropy(model: Model, batch: list[Tensor]) -> Tensor:
     """The loss that training and growth go down."""
     return F.cross_entropy(model(batch[0]), batch[1])
 
@@ -66,7 +70,7 @@ def train(net: FireflyNet, data: Batches) -> None:
 
 
 @torch.no_grad()
-def logits(model, data: Batches) -> tuple[Tensor, Tensor]:
+def logits(model: Model, data: Batches) -> tuple[Tensor, Tensor]:
     """Answers and labels on some batches, in order."""
     parts = [(model(x), y) for x, y, _ in data]
     return torch.cat([answers for answers, _ in parts]), torch.cat([y for _, y in parts])

@@ -22,7 +22,7 @@ from firefly_cl.errors import ConfigurationError, EditError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
-from firefly_cl.network import floats
+from firefly_cl.network import FireflyNet, floats, own_flops
 from firefly_cl.network.edits import migrate
 
 
@@ -141,11 +141,7 @@ class FireflyPlugin(SupervisedPlugin):
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
-        own = sum(parameter.numel() for parameter in net.trainable())
-        amount = int(self.plan.growth * own)
-        if self.plan.cost == "units":
-            widths = [space.width(net.current) for space in net.spaces.values()]
-            amount = int(self.plan.growth * sum(widths))
+        amount = int(self.plan.growth * _own(net, self.plan.cost))
         if self._limit is not None and self.plan.cost == "parameters":
             amount = min(amount, self._limit - floats(net))
         if amount < 1:
@@ -203,6 +199,15 @@ class FireflyPlugin(SupervisedPlugin):
     def _generator(self, strategy: Any) -> torch.Generator:
         task = _model(strategy).net.current
         return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
+
+
+def _own(net: FireflyNet, cost: str) -> int:
+    """What the newest task has by now, in a currency of growth budgets."""
+    if cost == "units":
+        return sum(space.width(net.current) for space in net.spaces.values())
+    if cost == "flops":
+        return own_flops(net)
+    return sum(parameter.numel() for parameter in net.trainable())
 
 
 def _model(strategy: Any) -> FireflyModel:

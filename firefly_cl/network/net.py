@@ -14,7 +14,8 @@ from firefly_cl.network.execution import Execution, Plan
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.space import GIVEN, Selection, Space, channel_count, positions
-from firefly_cl.network.trace import Traced, trace
+from firefly_cl.network.trace import trace
+from firefly_cl.network.tracing import Traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,7 +16,7 @@ def conv_norm_relu(
     groups: int = 1,
     pool: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Convolution without bias, a pooling if given, batch norm, ReLU; keeps its side at stride 1."""
+    """Convolution without bias, pooling if given, batch norm, ReLU; stride 1 keeps the side."""
     conv = nn.Conv2d(
         in_channels,
         out_channels,

@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from firefly_cl.continual.answer import answer
-from firefly_cl.continual.learner import Logits
+from firefly_cl.continual.learner import SCHEMA, Logits
 from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.zoo import BACKBONES
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)

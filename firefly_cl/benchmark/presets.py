@@ -35,12 +35,25 @@ class Preset:
 _CIFAR = Preset(width=0.25, recipe={"epochs": 40, "batch_size": 64})
 
 PRESETS: Mapping[str, Preset] = {
+    # One recipe for all strategies, from mean validation accuracies (3 seeds, a fifth of the
+    # training images held out, batches of 16; replay keeps 100 of the 1,437 images):
+    #                          firefly  naive   ewc  replay
+    #   rate 0.05, 20 epochs      99.1   91.1  98.8    98.7
+    #   rate 0.05, 10 epochs      98.0   91.5  98.1    98.4
+    #   rate 0.15, 20 epochs      98.8   83.9  99.2    99.2
+    #   rate 0.15, 10 epochs      98.5   83.9  99.0    99.2
+    # Firefly with a tenth of the units as seeds, growing by 0.15: 98.0 (rate 0.05, 20 epochs).
     "split-digits": Preset(
         backbone="mlp",
+        width=0.25,
         recipe={
-            "epochs": 10,
-            "batch_size": 32,
+            "epochs": 20,
+            "batch_size": 16,
             "augmentation": {"crop_padding": 1, "flip": False},
+        },
+        strategies={
+            "firefly": {"options": {"seed": "0.15"}},
+            "replay": {"options": {"mem_size": "100"}},
         },
     ),
     "split-cifar10": _CIFAR,

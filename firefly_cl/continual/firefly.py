@@ -19,7 +19,7 @@ from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
-from firefly_cl.continual.learner import Logits, Setup, read_options
+from firefly_cl.continual.learner import SCHEMA, Logits, Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.strategy import FireflyStrategy
@@ -163,7 +163,7 @@ class FireflyLearner:
             "image_shape": list(scenario.image_shape),
         }
         save_net(self.net, folder / WEIGHTS, extra)
-        told = {"kind": "firefly", "schema": 1, "weights": WEIGHTS}
+        told = {"kind": "firefly", "schema": SCHEMA, "weights": WEIGHTS}
         write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
 
 

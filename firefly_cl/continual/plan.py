@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.growth.budget import COSTS
 from firefly_cl.network import FireflyNet
 
 
@@ -37,6 +38,8 @@ class Plan:
         for name in ("seed", "early", "growth"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
+        if self.cost not in COSTS:
+            raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         if any(not 0 < share < 1 for share in self.grow_at):

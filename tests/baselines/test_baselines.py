@@ -203,9 +203,9 @@ def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("individual", {"mem_size": "3"}, "known here are none"),
+        ("individual", {"mem_size": "3"}, "choose from none"),
         ("naive", {"norm": "group"}, "shared, task"),
-        ("replay", {"mem_siz": "3"}, "known here are mem_size, buffer"),
+        ("replay", {"mem_siz": "3"}, "did you mean .mem_size.?"),
         ("replay", {"mem_size": "few"}, "a whole number"),
         ("replay", {"mem_size": "0"}, "at least 1"),
         ("replay", {"buffer": "heap"}, "balanced, reservoir"),

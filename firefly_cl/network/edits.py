@@ -247,7 +247,7 @@ def insert(
     if not channel_count(base.layout, own):
         raise EditError(f"task {task} has no units at {after} to write to: widen it first")
     if kernel % 2 == 0 and not base.flat:
-        raise EditError(f"a kernel of {kernel} would not keep the map's size at {after}: use 3 or 5")
+        raise EditError(f"a kernel of {kernel} would change the map's size at {after}: use 3 or 5")
     if activation not in MAPS:
         raise EditError(f"activation {activation!r} is unknown: teach it with register_map")
     kind = "linear" if base.flat else "conv"

@@ -1,4 +1,4 @@
-"""A converted network computes what the model computes; what cannot grow is named, with its line."""
+"""A converted network computes what the model does; what cannot grow is named, with its line."""
 
 from __future__ import annotations
 
@@ -209,9 +209,9 @@ UNSUPPORTED: dict[str, tuple[Forward, str]] = {
     "no head at the end": (lambda m, x: (m.head4(pooled(m.a(x))), m.a(x))[1], "head"),
     "tied to the input": (lambda m, x: m.head2(pooled(x + m.two(x))), "cannot grow"),
     "order turned round": (
-        lambda m, x: (
-            lambda p, q: m.head8(pooled(torch.cat([p, q], 1) + torch.cat([q, p], 1)))
-        )(m.a(x), m.b(x)),
+        lambda m, x: (lambda p, q: m.head8(pooled(torch.cat([p, q], 1) + torch.cat([q, p], 1))))(
+            m.a(x), m.b(x)
+        ),
         "",
     ),
 }

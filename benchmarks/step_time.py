@@ -86,7 +86,9 @@ def late_task(settings: Settings) -> FireflyNet:
     for task in range(1, settings.tasks + 1):
         net.freeze()
         generator = torch.Generator().manual_seed(task)
-        net.begin_task(settings.classes, plan.seed_widths(net), generator=generator)
+        net.begin_task(
+            settings.classes, plan.seed_widths(net), plan.reads(net), generator=generator
+        )
     return net
 
 

@@ -58,7 +58,7 @@ def main() -> list[list[float]]:
     stream = scenario.benchmark(normalised=True)
 
     plan = Plan(seed=0.25, growth=0.25, grow_at=(0.2, 0.4))
-    model = FireflyModel.wrap(network(), torch.zeros(2, 1, 8, 8), plan.seed_widths)
+    model = FireflyModel.wrap(network(), torch.zeros(2, 1, 8, 8), plan)
     firefly = FireflyPlugin(plan)
     log = io.StringIO()  # or a file, or one of Avalanche's other loggers
     strategy = ClippedTraining(

@@ -32,17 +32,34 @@ class Preset:
         return replace(self, **changes)
 
 
-_CIFAR = Preset(width=0.25, recipe={"epochs": 40, "batch_size": 64})
+# Chosen by validation accuracy on the first tasks of split-cifar100-superclass; images are few
+# (2,250 a task), so that augmentation and weight decay are strong. One recipe for all strategies.
+_CIFAR = Preset(
+    width=0.25,
+    recipe={
+        "epochs": 60,
+        "learning_rate": 0.1,
+        "weight_decay": 0.003,
+        "mixup": 0.3,
+        "augmentation": {"jitter": 0.2, "rotation": 15.0, "zoom": 0.2, "cutout": 8},
+    },
+    strategies={
+        "firefly": {
+            "options": {
+                "seed": "0.25",
+                "shared": "0.67",
+                "private": "0.6",
+                "growth": "0.2",
+                "cost": "flops",
+                "grow_at": "0.25",
+            }
+        },
+    },
+)
 
 PRESETS: Mapping[str, Preset] = {
-    # One recipe for all strategies, from mean validation accuracies (3 seeds, a fifth of the
-    # training images held out, batches of 16; replay keeps 100 of the 1,437 images):
-    #                          firefly  naive   ewc  replay
-    #   rate 0.05, 20 epochs      99.1   91.1  98.8    98.7
-    #   rate 0.05, 10 epochs      98.0   91.5  98.1    98.4
-    #   rate 0.15, 20 epochs      98.8   83.9  99.2    99.2
-    #   rate 0.15, 10 epochs      98.5   83.9  99.0    99.2
-    # Firefly with a tenth of the units as seeds, growing by 0.15: 98.0 (rate 0.05, 20 epochs).
+    # One recipe for all strategies, chosen by mean validation accuracy over three seeds among
+    # learning rates of 0.05 and 0.15, and 10 and 20 epochs.
     "split-digits": Preset(
         backbone="mlp",
         width=0.25,

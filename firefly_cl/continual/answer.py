@@ -36,7 +36,7 @@ def answer(
     module.eval()
     try:
         parts = []
-        for chunk in images.split(EVALUATION_BATCH):
+        for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             x = normalise(plain, mean, std).to(device)

@@ -39,6 +39,8 @@ class Options:
 
     seed: float = Plan.seed
     early: float = Plan.early
+    shared: float = Plan.shared
+    private: float = Plan.private
     growth: float = Plan.growth
     cost: str = Plan.cost
     grow_at: str = ",".join(map(str, Plan.grow_at))
@@ -56,6 +58,8 @@ class Options:
         return Plan(
             seed=self.seed,
             early=self.early,
+            shared=self.shared,
+            private=self.private,
             growth=self.growth,
             cost=self.cost,
             grow_at=shares,

@@ -215,7 +215,7 @@ def _model(strategy: Any) -> FireflyModel:
     if not isinstance(model, FireflyModel):
         raise ConfigurationError(
             f"FireflyPlugin grows a FireflyModel, not a {type(model).__name__}: wrap the model "
-            "with FireflyModel.wrap(model, example_input, plan.seed_widths)"
+            "with FireflyModel.wrap(model, example_input, plan)"
         )
     return model
 

@@ -60,7 +60,7 @@ class FireflyStrategy(SupervisedTemplate):
         **kwargs: Any,
     ) -> None:
         plan = plan or Plan()
-        wrapped = FireflyModel.wrap(model, example_input, plan.seed_widths, seed).to(device)
+        wrapped = FireflyModel.wrap(model, example_input, plan, seed).to(device)
         if budget is not None and floats(wrapped.net) > budget:
             raise ConfigurationError(
                 f"the network starts with {floats(wrapped.net)} floats, over the budget of "

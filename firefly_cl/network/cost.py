@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet
-from firefly_cl.network.space import channel_count
+from firefly_cl.network.space import Selection, channel_count
 
 
 def floats(net: FireflyNet) -> int:
@@ -17,9 +17,8 @@ def floats(net: FireflyNet) -> int:
     return sum(t.numel() for t in tensors)
 
 
-def task_floats(net: FireflyNet, classes: int, widths: Mapping[str, int]) -> int:
-    """Numbers that a further task adds with these seed units by space, reading all older ones."""
-    task = len(net.tasks)
+def task_floats(net: FireflyNet, classes: int, widths: Mapping[str, int], reads: Selection) -> int:
+    """Numbers that a further task adds with these seed units by space, reading `reads`."""
     total = 0
     for layer in net.layers.values():
         assert isinstance(layer, (GrowableLayer, GrowableNorm))
@@ -31,8 +30,7 @@ def task_floats(net: FireflyNet, classes: int, widths: Mapping[str, int]) -> int
         columns = layer.columns_per_unit
         if not layer.per_unit:
             columns = sum(
-                s.repeat * (net.spaces[s.space].before(task) + widths.get(s.space, 0))
-                for s in layer.reads
+                s.repeat * (len(reads[s.space]) + widths.get(s.space, 0)) for s in layer.reads
             )
         total += rows * (columns * math.prod(layer.kernel) + layer.has_bias)
     return total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firefly_cl.errors import EditError, SpaceFixed
-from firefly_cl.network.graph import Node
+from firefly_cl.network.graph import MAPS, Node
 from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm, NormBlock, Statistics
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.space import (
@@ -126,6 +126,11 @@ def widen(
         if name not in rows or rows[name].weight.shape != given.shape:
             raise EditError(f"incoming rows of {name} cannot have shape {tuple(given.shape)}")
         rows[name] = Rows(given, rows[name].bias)
+    for name, given in (outgoing or {}).items():
+        if tuple(given.shape) != _outgoing_shape(net, name, space, count):
+            raise EditError(f"outgoing columns of {name} cannot have shape {tuple(given.shape)}")
+    for name, statistics in (norms or {}).items():
+        _check_statistics(net, name, space, statistics, count)
     fresh = _Fresh(rows, dict(outgoing or {}), dict(norms or {}))
     return _rebuild(net, space, _appended(net, space, count), fresh)
 
@@ -204,8 +209,8 @@ def prune(net: FireflyNet, space: str, keep: Tensor) -> Edit:
     kept = keep.nonzero().flatten() if keep.dtype == torch.bool else keep.sort().values
     kept = kept.cpu()
     if (keep.dtype == torch.bool and len(keep) != width) or not (
-        (kept >= 0) & (kept < width)
-    ).all():
+        _distinct(kept) and bool(((kept >= 0) & (kept < width)).all())
+    ):
         raise EditError(f"cannot keep units {kept.tolist()} of {space}: it has 0 to {width - 1}")
     if not len(kept):
         _check_read(net, space)
@@ -241,6 +246,10 @@ def insert(
     task, own = net.current, net.owned_units(net.current)
     if not channel_count(base.layout, own):
         raise EditError(f"task {task} has no units at {after} to write to: widen it first")
+    if kernel % 2 == 0 and not base.flat:
+        raise EditError(f"a kernel of {kernel} would not keep the map's size at {after}: use 3 or 5")
+    if activation not in MAPS:
+        raise EditError(f"activation {activation!r} is unknown: teach it with register_map")
     kind = "linear" if base.flat else "conv"
     geometry: dict[str, object] = {"bias": not norm, "per_unit": False}
     if not base.flat:
@@ -505,10 +514,33 @@ def drawn_rows(
 def _check_offset(net: FireflyNet, name: str, space: str, offset: Tensor, units: int) -> None:
     layer, block = _layer(net, name), own_block(net, name)
     rows = units * sum(s.repeat for s in layer.writes if s.space == space)
+    if not rows:
+        raise EditError(f"{name} has no rows in {space}: give offsets to its own layers only")
     columns = block.from_old.shape[1] + block.from_own.shape[1]
     expected = (rows, columns, *layer.kernel)
     if tuple(offset.shape) != expected:
         raise EditError(f"offsets of {name} have shape {tuple(offset.shape)}, not {expected}")
+
+
+def _outgoing_shape(net: FireflyNet, name: str, space: str, units: int) -> tuple[int, ...]:
+    """Shape of the columns of some new units in a layer that reads them."""
+    if name not in {node.name for node in net.consumers(space)}:
+        raise EditError(f"{name} does not read {space}: give outgoing columns to what does")
+    layer = _layer(net, name)
+    columns = units * sum(s.repeat for s in layer.reads if s.space == space)
+    return (own_block(net, name).rows, columns, *layer.kernel)
+
+
+def _check_statistics(
+    net: FireflyNet, name: str, space: str, statistics: Statistics, units: int
+) -> None:
+    nodes = {node.name: node for node in net.norms(space)}
+    if name not in nodes:
+        raise EditError(f"{name} is no batch norm over {space}")
+    channels = units * sum(s.repeat for s in nodes[name].layout if s.space == space)
+    for value in (statistics.mean, statistics.var, statistics.weight, statistics.bias):
+        if value is not None and tuple(value.shape) != (channels,):
+            raise EditError(f"statistics of {name} have shape {tuple(value.shape)}: ({channels},)")
 
 
 def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:

@@ -96,8 +96,9 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
         )
     try:
         return _build(structure, state), structure["extra"]
-    except (KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise FileError(f"{path} does not fit together ({error}): restore or rerun") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise FileError(f"{path} does not fit together ({why}): restore or rerun") from error
 
 
 def _build(structure: Mapping[str, Any], state: dict[str, Tensor]) -> FireflyNet:

@@ -213,12 +213,17 @@ class FireflyNet(nn.Module):
         ]
 
     def task_parameters(self, task: int) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters that belong to a task, with their names."""
-        for name, layer in self.layers.items():
-            block = layer.block(task)  # type: ignore[operator]
+        """Parameters that belong to a task, with their names, in the order of the graph.
+
+        The order is the same after `insert` as in a network read from a file, so that the state
+        of an optimizer fits both.
+        """
+        for node in self.nodes:
+            layer = self.layers[node.name] if node.name in self.layers else None
+            block = layer.block(task) if isinstance(layer, GrowableLayer | GrowableNorm) else None
             if block is not None:
                 for key, parameter in block.named_parameters():
-                    yield f"layers.{name}.blocks.{task}.{key}", parameter
+                    yield f"layers.{node.name}.blocks.{task}.{key}", parameter
 
     def trainable(self) -> list[nn.Parameter]:
         """Parameters of the newest task, none when it is frozen."""
@@ -319,6 +324,12 @@ class FireflyNet(nn.Module):
         growable = self.growable_spaces()
         wanted = dict.fromkeys(growable, widths) if isinstance(widths, int) else dict(widths)
         unknown = set(wanted) - set(growable)
+        strangers = set(reads or {}) - set(self.spaces)
+        if strangers:
+            raise ConfigurationError(
+                f"there are no spaces {', '.join(sorted(strangers))} to read: choose among "
+                f"{', '.join(self.spaces)}"
+            )
         if unknown or any(width < 0 for width in wanted.values()):
             raise ConfigurationError(
                 f"seed widths {wanted} must be 0 or more, for spaces among {', '.join(growable)}"
@@ -328,8 +339,12 @@ class FireflyNet(nn.Module):
         for name, space in self.spaces.items():
             every = torch.arange(space.before(task))
             given = reads[name].sort().values if reads is not None and name in reads else every
-            if len(given) and not torch.isin(given, every).all():
-                raise ConfigurationError(f"space {name} has no such units to read: {given}")
+            numbers = set(given.tolist())
+            if len(numbers) < len(given) or not numbers <= set(range(len(every))):
+                raise ConfigurationError(
+                    f"cannot read units {given.tolist()} of {name}: give numbers from 0 to "
+                    f"{len(every) - 1}, each once"
+                )
             chosen[name] = every if space.fixed else given
         self._check_inputs({name: wanted.get(name, 0) for name in growable}, chosen)
         self.tasks.append(Task(classes, chosen, self.close_upstream(chosen)))
@@ -360,6 +375,8 @@ class FireflyNet(nn.Module):
         """Give the newest task a fresh head for another number of classes."""
         if self.tasks[-1].frozen:
             raise EditError(f"task {self.current} is frozen: its head cannot be replaced")
+        if classes < 1:
+            raise ConfigurationError(f"a task needs classes, got {classes}")
         task = self.tasks[-1]
         task.classes = classes
         generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from growing_streams import PLAN, RECIPE, answers, backbone, drawn, growing, stream_of
 
+from firefly_cl.continual.plan import Plan
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth.budget import growth_cost, unit_cost
 from firefly_cl.network import FireflyNet, edits, floats, flops, task_floats
@@ -75,7 +76,7 @@ def test_costs_are_exact(name: str) -> None:
         assert flops(net) - operations == added
         net.freeze()
         widths = {space: 1 + i % 4 for i, space in enumerate(net.growable_spaces())}
-        promised = task_floats(net, 5, widths)
+        promised = task_floats(net, 5, widths, Plan().reads(net))
         size = floats(net)
         net.begin_task(5, widths, generator=generator)
         assert floats(net) - size == promised

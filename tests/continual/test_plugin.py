@@ -26,7 +26,7 @@ TASKS = [((0, 1), 32), ((2, 3), 32), ((4, 5), 32)]
 
 
 def wrapped(name: str = "concat") -> FireflyModel:
-    return FireflyModel.wrap(backbone(name), torch.zeros(2, 1, 8, 8), PLAN.seed_widths)
+    return FireflyModel.wrap(backbone(name), torch.zeros(2, 1, 8, 8), PLAN)
 
 
 def one_group(net: FireflyNet) -> torch.optim.Optimizer:

@@ -157,7 +157,7 @@ def test_takes_a_net_or_a_model_as_it_is() -> None:
     assert again.net is strategy.net
     again.train(stream_of(TWO).train_stream[1])
     assert len(again.net.tasks) == 2
-    grown = FireflyStrategy(model=FireflyModel(growing().net, PLAN.seed_widths), recipe=RECIPE)
+    grown = FireflyStrategy(model=FireflyModel(growing().net, PLAN), recipe=RECIPE)
     grown.train(stream_of(TWO).train_stream[0])
     assert grown.model.tasks == {0: 0}
 

@@ -1,0 +1,330 @@
+"""A converted network computes what the model computes; what cannot grow is named, with its line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from growing_nets import CHANNELS, NAMES, SIDE, images, plain_model, seeded, shake
+from torch import Tensor, nn
+
+from firefly_cl.errors import ConfigurationError, UnsupportedOperation
+from firefly_cl.network import (
+    FireflyNet,
+    extract,
+    load_net,
+    map_call,
+    map_module,
+    register_map,
+    register_rule,
+    save_net,
+)
+from firefly_cl.network.edits import split, unlock, widen
+from firefly_cl.network.graph import MAPS
+from firefly_cl.network.trace import CALL_RULES, MODULE_RULES
+
+Forward = Callable[["Parts", Tensor], Tensor]
+
+
+class Parts(nn.Module):
+    """Layers to write odd models of, and the forward that uses them."""
+
+    def __init__(self, forward: Forward) -> None:
+        super().__init__()
+        self.input_norm = nn.BatchNorm2d(CHANNELS)
+        self.a = nn.Conv2d(CHANNELS, 4, 3, padding=1)
+        self.b = nn.Conv2d(CHANNELS, 4, 1)
+        self.c = nn.Conv2d(4, 6, 3, padding="same", bias=False)
+        self.d = nn.Conv2d(8, 4, 3, padding=1)
+        self.twice = nn.Conv2d(4, 8, 3, padding=1, groups=2, bias=True)
+        self.deep = nn.Conv2d(4, 8, 3, padding=1, groups=4)
+        self.wide = nn.Conv2d(8, 4, 3, padding=2, dilation=2, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.plain_norm = nn.BatchNorm2d(4, affine=False)
+        self.drop, self.drop2d = nn.Dropout(0.3), nn.Dropout2d(0.2)
+        self.narrow = nn.Linear(4, 5)
+        self.long = nn.Linear(4 * SIDE * SIDE, 5)
+        self.flat_norm = nn.BatchNorm1d(5)
+        self.head4, self.head5 = nn.Linear(4, 3), nn.Linear(5, 3)
+        self.head6, self.head8 = nn.Linear(6, 3), nn.Linear(8, 3)
+        self.head12 = nn.Linear(12, 3)
+        self.up = nn.ConvTranspose2d(4, 4, 3, padding=1)
+        self.layer_norm = nn.LayerNorm(SIDE)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+ODD: dict[str, Forward] = {
+    "norm on the input": lambda m, x: m.head4(pooled(m.a(m.input_norm(x)).relu())),
+    "norm on the input, joined later": lambda m, x: m.head6(
+        pooled(torch.cat([m.input_norm(x), F.relu(m.a(x))], 1))
+    ),
+    "cat of cat": lambda m, x: m.head12(
+        pooled(torch.cat([torch.cat([m.a(x), m.b(x)], dim=1), m.plain_norm(m.a2(x))], 1))
+    ),
+    "add of cat": lambda m, x: m.head8(
+        pooled(m.norm(torch.cat([m.a(x), m.b(x)], 1) + torch.cat((m.b2(x), m.a2(x)), -3)))
+    ),
+    "the same branch twice in a cat": lambda m, x: (
+        lambda y: m.head4(pooled(m.d(torch.cat([y, y.sigmoid()], 1))))
+    )(m.a(x)),
+    "channel multiplier": lambda m, x: m.head8(pooled(m.norm(m.deep(F.relu(m.a(x)))))),
+    "groups that double channels": lambda m, x: m.head4(
+        m.wide(F.silu(m.twice(F.gelu(m.a(x))))).amax((2, 3))
+    ),
+    "flatten into linear": lambda m, x: m.head5(
+        F.relu(m.flat_norm(m.long(torch.flatten(m.plain_norm(m.a(x)), 1))))
+    ),
+    "view and reshape": lambda m, x: m.head5(m.long(m.b(x).view(x.size(0), -1)).tanh()),
+    "reshape with shape": lambda m, x: m.head5(
+        m.long(m.b(x).contiguous().reshape(x.shape[0], -1)).tanh()
+    ),
+    "dropout of all kinds": lambda m, x: m.head4(
+        F.dropout(m.drop(pooled(m.drop2d(F.relu(m.a(x))))), 0.1, training=m.training)
+    ),
+    "functional pools": lambda m, x: m.head4(
+        F.adaptive_avg_pool2d(F.max_pool2d(F.avg_pool2d(m.a(x), 2), 2, stride=1), 1).flatten(1)
+    ),
+    "adaptive max pool": lambda m, x: m.head6(
+        F.adaptive_max_pool2d(m.c(F.leaky_relu(m.b(x), negative_slope=0.2)), 1).flatten(1)
+    ),
+    "in-place sums": lambda m, x: m.head4(pooled(F.relu(m.a(x).add_(m.b(x)), inplace=True))),
+    "head that is not last in the model": lambda m, x: m.head5(F.elu(m.narrow(pooled(m.a(x))))),
+    "head alone": lambda m, x: m.head128(x.flatten(1)),
+}
+
+
+def odd_model(label: str) -> Parts:
+    torch.manual_seed(0)
+    model = Parts(ODD[label])
+    model.a2 = nn.Conv2d(CHANNELS, 4, 3, padding=1)
+    model.b2 = nn.Conv2d(CHANNELS, 4, 1)
+    model.head128 = nn.Linear(CHANNELS * SIDE * SIDE, 3)
+    model.double()
+    shake(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_zoo_model_and_its_network_agree_in_both_modes(name: str) -> None:
+    model = plain_model(name).double()
+    shake(model)
+    x = images(6)
+    net = FireflyNet.from_module(model.eval(), images(2))
+    assert not net.training
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-10)
+        model.train()
+        net.train()
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-10)
+        model.eval()
+        net.eval()  # running statistics moved alike
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("label", ODD)
+def test_odd_models_convert_grow_and_extract(label: str) -> None:
+    model, x = odd_model(label), images(5)
+    net = FireflyNet.from_module(model, images(2))
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
+        for space in net.growable_spaces():
+            widen(net, space, 2, generator=seeded())
+            split(net, space, torch.tensor([1]))
+        torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(extract(net)(x), expected, rtol=1e-9, atol=1e-10)
+        net.freeze()
+        net.begin_task(2, 1, generator=seeded())
+        later = net(x)
+        for space in net.growable_spaces():
+            unlock(net, space, torch.tensor([0]))
+        torch.testing.assert_close(net(x), later, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(extract(net)(x), later, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(net(x, 0), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_torchvision_model_converts() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=4, weights=None).double()
+    shake(model)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    net = FireflyNet.from_module(model.eval(), x)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model(x), rtol=1e-8, atol=1e-9)
+        unit = torch.tensor([0])
+        split(net, "conv1", unit)
+        torch.testing.assert_close(net(x), model(x), rtol=1e-8, atol=1e-9)
+
+
+def test_the_head_can_be_named_and_conversion_leaves_the_model_alone() -> None:
+    model = odd_model("head that is not last in the model").train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = {n: m.training for n, m in model.named_modules()}
+    model.input_norm.eval()
+    net = FireflyNet.from_module(model, images(2), head="head5")
+    assert net.training and not model.input_norm.training and modes[""]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+    with torch.no_grad():
+        next(net.parameters()).add_(1.0)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), "weights are copies"
+    with pytest.raises(ConfigurationError, match="no Linear nowhere for a head"):
+        FireflyNet.from_module(model, images(2), head="nowhere")
+
+
+UNSUPPORTED: dict[str, tuple[Forward, str]] = {
+    "product": (lambda m, x: m.head4(pooled(m.a(x) * 2)), "mul"),
+    "gating": (lambda m, x: m.head4(pooled(m.a(x) * m.b(x).softmax(1))), "softmax"),
+    "softmax": (lambda m, x: m.head4(F.softmax(pooled(m.a(x)), 1)), "softmax"),
+    "difference": (lambda m, x: m.head4(pooled(m.a(x) - m.b(x))), "sub"),
+    "transposed convolution": (lambda m, x: m.head4(pooled(m.up(m.a(x)))), "up"),
+    "layer norm": (lambda m, x: m.head4(pooled(m.layer_norm(m.a(x)))), "layer_norm"),
+    "weight reuse": (lambda m, x: m.head4(pooled(m.a(x) + m.a(x.relu()))), "called twice"),
+    "own parameter": (lambda m, x: m.head4(pooled(m.a(x) + m.scale)), "scale"),
+    "constant": (lambda m, x: m.head4(pooled(m.a(x) + 1)), "add"),
+    "broadcast": (
+        lambda m, x: m.head4(pooled(m.a(x) + m.b(x).mean((2, 3), keepdim=True))),
+        "broadcast",
+    ),
+    "cat of rows": (lambda m, x: m.head4(pooled(torch.cat([m.a(x), m.b(x)], 2))), "cat"),
+    "partial mean": (lambda m, x: m.head5(m.long(m.a(x).mean(1))), "mean"),
+    "odd reshape": (lambda m, x: m.head4(m.a(x).reshape(-1, 4)), "not a flatten"),
+    "slice": (lambda m, x: m.head4(pooled(m.a(x)[:, :4])), "getitem"),
+    "transpose": (lambda m, x: m.head4(pooled(m.a(x).transpose(2, 3))), "transpose"),
+    "two results": (lambda m, x: (m.head4(pooled(m.a(x))), x), "one tensor"),  # type: ignore[dict-item,return-value]
+    "no head at the end": (lambda m, x: (m.head4(pooled(m.a(x))), m.a(x))[1], "head"),
+    "tied to the input": (lambda m, x: m.head2(pooled(x + m.two(x))), "cannot grow"),
+    "order turned round": (
+        lambda m, x: (
+            lambda p, q: m.head8(pooled(torch.cat([p, q], 1) + torch.cat([q, p], 1)))
+        )(m.a(x), m.b(x)),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("label", [k for k in UNSUPPORTED if k != "order turned round"])
+def test_what_cannot_grow_is_named_with_its_line(label: str) -> None:
+    forward, named = UNSUPPORTED[label]
+    model = Parts(forward)
+    model.two = nn.Conv2d(CHANNELS, CHANNELS, 1)
+    model.head2 = nn.Linear(CHANNELS, 3)
+    with pytest.raises(UnsupportedOperation) as caught:
+        FireflyNet.from_module(model.double().eval(), images(2))
+    message = str(caught.value)
+    assert named in message and "\n" not in message
+    first = inspect.getsourcelines(forward)[1]
+    where = f"{Path(__file__).name}:"
+    assert where in message, message
+    line = int(message.split(where)[1].split(":")[0].split(" ")[0])
+    assert first <= line <= first + 6
+
+
+def test_branches_swapped_before_a_sum_share_their_units_or_are_refused() -> None:
+    forward, _ = UNSUPPORTED["order turned round"]
+    model, x = Parts(forward).double().eval(), images(5)
+    net = FireflyNet.from_module(model, images(2))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-10)
+        expected = net(x)
+        for space in net.growable_spaces():
+            split(net, space, torch.tensor([1]))
+            widen(net, space, 1, generator=seeded())
+        torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_control_flow_on_values_and_wrong_examples_are_errors() -> None:
+    def branching(m: Parts, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        logits: Tensor = m.head4(pooled(m.a(x)))
+        return logits
+
+    with pytest.raises(UnsupportedOperation, match="must not branch"):
+        FireflyNet.from_module(Parts(branching), images(2))
+    with pytest.raises(ConfigurationError, match="does not fit the model"):
+        FireflyNet.from_module(odd_model("cat of cat"), torch.zeros(2, 5, 8, 8).double())
+    no_head = Parts(lambda m, x: pooled(m.a(x)))
+    with pytest.raises(ConfigurationError, match="no Linear"):
+        FireflyNet.from_module(no_head.double().eval(), images(2))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, momentum=None)],
+    ids=["no statistics", "no momentum"],
+)
+def test_norms_without_running_statistics_are_refused(norm: nn.Module) -> None:
+    model = Parts(lambda m, x: m.head4(pooled(m.odd_norm(m.a(x)))))
+    model.odd_norm = norm
+    with pytest.raises(UnsupportedOperation, match="odd_norm"):
+        FireflyNet.from_module(model.double().eval(), images(2))
+
+
+class Wave(nn.Module):
+    """x + sin(frequency x), unknown to the tracer until it is taught."""
+
+    def __init__(self, frequency: float) -> None:
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        return wave(x, self.frequency)
+
+
+def wave(x: Tensor, frequency: float) -> Tensor:
+    return x + torch.sin(frequency * x)
+
+
+@pytest.fixture
+def untaught() -> Iterator[None]:
+    """Forget afterwards what a test teaches."""
+    yield
+    MAPS.pop("wave", None)
+    MODULE_RULES.pop(Wave, None)
+    CALL_RULES.pop(torch.sin, None)
+
+
+def test_a_new_activation_can_be_taught(untaught: None, tmp_path: Path) -> None:
+    model = Parts(lambda m, x: m.head4(pooled(m.wave(m.a(x)))))
+    model.wave = Wave(1.7)
+    model.double().eval()
+    with pytest.raises(UnsupportedOperation):
+        FireflyNet.from_module(model, images(2))
+    register_map("wave", wave)
+    register_rule(Wave, map_module("wave", "frequency"))
+    net = FireflyNet.from_module(model, images(2)).eval()
+    save_net(net, tmp_path / "net.safetensors")
+    loaded, _ = load_net(tmp_path / "net.safetensors")
+    x = images(4)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), model(x), rtol=1e-9, atol=1e-10)
+        assert torch.equal(loaded(x), net(x))
+        torch.testing.assert_close(extract(loaded)(x), model(x), rtol=1e-9, atol=1e-10)
+    with pytest.raises(UnsupportedOperation, match="already there"):
+        register_map("wave", lambda x: x)
+
+
+def test_a_new_function_can_be_taught(untaught: None) -> None:
+    model = Parts(lambda m, x: m.head4(pooled(torch.sin(m.a(x))))).double().eval()
+    with pytest.raises(UnsupportedOperation, match="no rule for sin"):
+        FireflyNet.from_module(model, images(2))
+    register_map("wave", torch.sin)
+    register_rule(torch.sin, map_call("wave"))
+    net = FireflyNet.from_module(model, images(2))
+    with torch.no_grad():
+        torch.testing.assert_close(net(images()), model(images()), rtol=1e-9, atol=1e-10)

@@ -134,10 +134,10 @@ def load_logits(folder: Path) -> Logits:
     path = Path(folder) / "model.json"
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        kind, schema = told["kind"], int(told["schema"])
+        kind, schema = told["kind"], int(told.get("schema", SCHEMA))
     except FileNotFoundError:
         raise FileError(f"no model in {folder}: model.json is missing") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path} is damaged: train again or restore the run folder") from None
     if schema > SCHEMA:
         raise FileError(

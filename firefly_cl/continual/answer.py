@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.errors import DataError
+from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import normalise
 
 
@@ -32,16 +33,12 @@ def answer(
             f"images are {tuple(images.shape[1:])}; the model expects {tuple(image_shape)}"
         )
     device = next(module.parameters()).device
-    training = module.training
-    module.eval()
-    try:
-        parts = []
+    parts = []
+    with evaluation(module):
         for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             x = normalise(plain, mean, std).to(device)
             with torch.autocast(device.type, enabled=False):
                 parts.append(forward(x).float().cpu())
-    finally:
-        module.train(training)
     return torch.cat(parts)

@@ -24,6 +24,7 @@ from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
 from firefly_cl.network import FireflyNet, floats, own_flops
 from firefly_cl.network.edits import migrate
+from firefly_cl.network.modes import evaluation
 
 
 class FireflyPlugin(SupervisedPlugin):
@@ -180,14 +181,12 @@ class FireflyPlugin(SupervisedPlugin):
         if not self._validation:
             return None
         net = _model(strategy).net
-        training = net.training
-        net.eval()
         total, n = 0.0, 0
-        for batch in self._validation:
-            x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
-            total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
-            n += len(y)
-        net.train(training)
+        with evaluation(net):
+            for batch in self._validation:
+                x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+                total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
+                n += len(y)
         return total / n
 
     def _loader(self, strategy: Any) -> Any:

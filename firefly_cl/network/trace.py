@@ -12,6 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from firefly_cl.errors import ConfigurationError, UnsupportedOperation
 from firefly_cl.network import rules as _rules  # noqa: F401 - its rules are registered
+from firefly_cl.network.modes import evaluation
 from firefly_cl.network.tracing import (
     CALL_RULES,
     MODULE_RULES,
@@ -44,18 +45,14 @@ def trace(model: nn.Module, example_input: Tensor, head: str | None = None) -> T
             f"{type(model).__name__} cannot be traced by torch.fx ({_one_line(error)}); "
             "its forward must not branch on tensor values"
         ) from error
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluation(model), torch.no_grad():
             ShapeProp(fx.GraphModule(model, graph)).propagate(example_input)
     except RuntimeError as error:
         raise ConfigurationError(
             f"the example input {tuple(example_input.shape)} does not fit the model "
             f"({_one_line(error)}); pass one batch as the model expects it"
         ) from error
-    finally:
-        model.train(training)
 
     tracing = Tracing(_find_head(model, graph, head))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")

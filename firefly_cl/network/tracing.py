@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from firefly_cl.errors import UnsupportedOperation
@@ -190,9 +192,13 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else ()
 
 
+_TORCH = str(Path(torch.__file__).parent)
+
+
 def site(node: fx.Node) -> str:
     """' at FILE:LINE' of the model's source, or nothing if it is not known."""
-    found = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.stack_trace or "")
+    found = [frame for frame in frames if not frame[0].startswith(_TORCH)]
     return f" at {found[-1][0]}:{found[-1][1]}" if found else ""
 
 

@@ -1,5 +1,6 @@
 # make run    the four strategies on the embedded digits; ARGS="--seeds 0,1,2" adds options
 # make test   lint, types and tests; TESTS=tests/zoo picks some of the tests
+# make report tables of README and docs, and the page of figures, from benchmarks/records
 # make lint, make format, make clean
 #
 # The first call creates .venv and installs into it; later calls skip that until pyproject.toml
@@ -14,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := build/typed
 
-.PHONY: run test lint types format clean
+.PHONY: run test report lint types format clean
 .DEFAULT_GOAL := run
 .NOTPARALLEL:
 
@@ -25,6 +26,12 @@ run: $(VENV)/.installed
 test: lint
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal \
 		--benchmark-disable $(TESTS)
+
+report: $(VENV)/.installed
+	$(BIN)/firefly-cl report benchmarks/records --markdown README.md \
+		--html docs/results/report.html
+	$(if $(wildcard benchmarks/records/step_time.json),\
+		$(BIN)/python benchmarks/step_time.py --draw)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -18,12 +18,10 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from firefly_cl.continual.learner import EVALUATION_BATCH, Logits
-from firefly_cl.errors import ConfigurationError, DataError, FileError
-from firefly_cl.scenarios import normalise
+from firefly_cl.continual.answer import answer
+from firefly_cl.continual.learner import SCHEMA, Logits
+from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.zoo import BACKBONES
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -102,30 +100,19 @@ class HeadedNet(nn.Module):
                 yield name, values
 
 
-@torch.no_grad()
-def answer(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor) -> Tensor:
+def answer_task(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor) -> Tensor:
     """Logits (n, classes) in float32 on the CPU for images (n, C, H, W); the same on every call."""
     if str(task) not in net.heads:
         seen = ", ".join(net.heads) or "none"
         raise ConfigurationError(f"task {task} has not been trained; trained so far: {seen}")
-    if tuple(images.shape[1:]) != tuple(blueprint.image_shape):
-        raise DataError(
-            f"images are {tuple(images.shape[1:])}; the model expects {blueprint.image_shape}"
-        )
-    device = next(net.parameters()).device
-    training = net.training
-    net.eval()
-    try:
-        parts = []
-        for chunk in torch.split(images, EVALUATION_BATCH):
-            # Written anew: strides may steer which kernel runs, hence the last bits.
-            plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
-            x = normalise(plain, blueprint.mean, blueprint.std).to(device)
-            with torch.autocast(device.type, enabled=False):
-                parts.append(net(x, task).float().cpu())
-    finally:
-        net.train(training)
-    return torch.cat(parts)
+    return answer(
+        net,
+        lambda x: net(x, task),
+        images,
+        image_shape=blueprint.image_shape,
+        mean=blueprint.mean,
+        std=blueprint.std,
+    )
 
 
 def count_floats(net: nn.Module) -> int:
@@ -209,7 +196,7 @@ def load(folder: Path) -> Logits:
     owner = {int(task): net for net in nets for task in net.heads}
 
     def logits(task: int, images: Tensor) -> Tensor:
-        return answer(owner.get(task, nets[0]), blueprint, task, images)
+        return answer_task(owner.get(task, nets[0]), blueprint, task, images)
 
     return logits
 

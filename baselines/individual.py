@@ -11,7 +11,7 @@ from torch import Tensor
 
 from firefly_cl.baselines.headed import (
     HeadedNet,
-    answer,
+    answer_task,
     count_floats,
     count_flops,
     layer_units,
@@ -49,7 +49,7 @@ class IndividualLearner:
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
         start = time.perf_counter()
-        logits = answer(self._net(task), self.blueprint, task, images)
+        logits = answer_task(self._net(task), self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from firefly_cl.baselines.headed import (
     Blueprint,
     HeadedNet,
-    answer,
+    answer_task,
     count_floats,
     count_flops,
     layer_units,
@@ -29,6 +29,7 @@ from firefly_cl.continual.learner import Setup
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.training import TrainingPlugin, experience_seed, make_optimizer
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.scenarios import images_of
 
 NORMS = ("shared", "task")
 
@@ -188,7 +189,7 @@ class MultiHeadLearner:
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
         start = time.perf_counter()
-        logits = answer(self.net, self.blueprint, task, images)
+        logits = answer_task(self.net, self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
 
@@ -214,7 +215,12 @@ class MultiHeadLearner:
 
 
 def train_seeded(setup: Setup, strategy: SupervisedTemplate, experiences: Any, number: int) -> None:
-    """Train; what draws from torch's global generator (memories, dropout) draws by the seed."""
+    """Train; what draws from torch's global generator (memories, dropout) draws by the seed.
+
+    Raises DataError for an experience that is empty, damaged or of a single class.
+    """
+    for experience in experiences if isinstance(experiences, list) else [experiences]:
+        images_of(experience.dataset).require_classes()
     devices = [setup.device] if setup.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(experience_seed(setup.seed, number))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import sys
 import traceback
@@ -140,18 +143,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Command:
-    command: Command = tyro.extras.subcommand_cli_from_dict(
-        {"run": Run, "list": List, "report": Report, "verify": Verify},
-        prog="firefly-cl",
-        description="Continual learning by networks that grow and forget nothing.",
-        args=arguments,
-    )
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            command: Command = tyro.extras.subcommand_cli_from_dict(
+                {"run": Run, "list": List, "report": Report, "verify": Verify},
+                prog="firefly-cl",
+                description="Continual learning by networks that grow and forget nothing.",
+                args=arguments,
+            )
+    except SystemExit as end:
+        if end.code:
+            print(f"error: {_without_frame(box.getvalue())}", file=sys.stderr)
+        raise
     return command
+
+
+def _without_frame(box: str) -> str:
+    """What tyro says in a framed box, in one line: the mistake, and what may have been meant."""
+    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
+    lines = [line if line.strip("─-+╭╮╰╯") else "" for line in lines]
+    lines = list(itertools.dropwhile(lambda line: not line, lines))
+    body = list(itertools.takewhile(bool, lines))
+    text = " ".join(body).rstrip(".")
+    rest = lines[len(body) :]
+    for line, following in itertools.pairwise(rest):
+        if line.startswith("Perhaps you meant") and following:
+            text += f"; did you mean {following.split()[0]}?"
+        elif line.startswith("Available subcommands"):
+            text += f"; {line[0].lower()}{line[1:]}"
+    return f"{text} (firefly-cl --help shows all)"
 
 
 def execute(command: Command) -> int:
     """Run one command; its exit code. Errors a user can act on become one line on stderr."""
     outcomes: list[Outcome] = []
+    # Avalanche imports a solver that we never call, and it warns that it is not installed.
+    warnings.filterwarnings("ignore", message="no QP solver found")
     try:
         if isinstance(command, Run):
             return _run(command, outcomes)
@@ -171,6 +199,8 @@ def execute(command: Command) -> int:
         return _fail(command, "out of memory: lower --batch-size or --width", 2)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
+        if "can't allocate memory" in text or "out of memory" in text:  # torch's RuntimeError
+            return _fail(command, "out of memory: lower --batch-size or --width", 2)
         return _fail(
             command, f"unexpected {type(error).__name__}: {text} (--debug shows where)", 70
         )
@@ -237,8 +267,6 @@ def _run(command: Run, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.folders import check_writable
 
     check_writable(command.out)
-    # Avalanche imports a solver that we never call, and it warns that it is not installed.
-    warnings.filterwarnings("ignore", message="no QP solver found")
     use_threads(threads)
     check_device(command.device)
 

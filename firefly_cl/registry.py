@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,9 +70,14 @@ class Registry:
     def _check(self, name: str) -> None:
         names = self.names()
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
-            raise UnknownName(f"unknown {self.kind} {name!r}: {hint}")
+            raise UnknownName(f"unknown {self.kind} {name!r}: {suggestion(name, names)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The known name nearest to `name`, or all of them, as the end of an error message."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names) or 'none'}"
 
 
 def _registered_names(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Random crops, flips, colours and holes, a whole batch at a time."""
+"""Random crops, flips, colours, turns, zooms and holes, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios.images import normalise
@@ -23,6 +23,10 @@ class Augmentation:
     """Whether each image is mirrored left to right with probability one half."""
     jitter: float = 0.0
     """Brightness, contrast and saturation are each scaled by 1 - jitter .. 1 + jitter; 0 is off."""
+    rotation: float = 0.0
+    """Each image is turned by -rotation .. rotation degrees; 0 is off."""
+    zoom: float = 0.0
+    """Height and width are each scaled by 1 - zoom .. 1 + zoom; 0 is off."""
     cutout: int = 0
     """Side in pixels of a square hole at a random centre (DeVries and Taylor 2017); 0 is off."""
 
@@ -35,6 +39,12 @@ class Augmentation:
         if not 0 <= self.jitter <= 1:
             raise ConfigurationError(
                 f"jitter is {self.jitter}, expected 0 to 1: give for example 0.3"
+            )
+
+        if not 0 <= self.rotation <= 180 or not 0 <= self.zoom < 1:
+            raise ConfigurationError(
+                f"rotation is {self.rotation} and zoom is {self.zoom}: give degrees from 0 to 180 "
+                "and a share from 0 to below 1"
             )
 
     def __call__(
@@ -53,6 +63,8 @@ class Augmentation:
             scale = 255.0 if images.dtype == torch.uint8 else 1.0
             images = self.colour(images.float() / scale, generator)
         images = normalise(images, mean, std)
+        if self.rotation or self.zoom:
+            images = self.warp(images, generator)
         return self.cut_out(images, generator) if self.cutout else images
 
     def crop_and_flip(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -97,6 +109,20 @@ class Augmentation:
         if images.shape[1] == 3:
             images = torch.lerp(_grey(images).expand_as(images), images, saturation).clamp_(0, 1)
         return images
+
+    def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Turn and zoom each image about its centre, bilinearly; what comes in is zero."""
+        n = len(images)
+        angle, tall, wide = (
+            2 * torch.rand((3, n), generator=generator, device=generator.device) - 1
+        ).to(images.device)
+        angle = torch.deg2rad(self.rotation * angle)
+        tall, wide = 1 / (1 + self.zoom * tall), 1 / (1 + self.zoom * wide)
+        matrix = images.new_zeros(n, 2, 3)
+        matrix[:, 0, 0], matrix[:, 0, 1] = wide * angle.cos(), -wide * angle.sin()
+        matrix[:, 1, 0], matrix[:, 1, 1] = tall * angle.sin(), tall * angle.cos()
+        grid = affine_grid(matrix, list(images.shape), align_corners=False)
+        return grid_sample(images, grid, align_corners=False)
 
     def cut_out(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Zero a square of each image, centred on a random pixel and clipped at the border."""

@@ -44,7 +44,7 @@ def shake(module: nn.Module, seed: int = 2) -> None:
     def noise(value: Tensor) -> Tensor:
         return torch.randn(value.shape, generator=generator).to(value) * 0.2
 
-    for name, parameter in module.named_parameters():
+    for parameter in module.parameters():
         if parameter.requires_grad and parameter.dim() == 1:
             parameter += noise(parameter)
     frozen = set()

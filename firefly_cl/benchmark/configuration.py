@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.registry import suggestion
 
 if TYPE_CHECKING:
     from firefly_cl.continual.recipe import Recipe
@@ -80,7 +81,7 @@ def _override(default: Any, settings: Mapping[str, Any], where: str) -> Any:
     for name, value in settings.items():
         if name not in known:
             raise ConfigurationError(
-                f"the {where} has no setting {name!r}: choose from {', '.join(sorted(known))}"
+                f"the {where} has no setting {name!r}: {suggestion(name, known)}"
             )
         old = getattr(default, name)
         if is_dataclass(old) and isinstance(value, Mapping):

@@ -32,15 +32,45 @@ class Preset:
         return replace(self, **changes)
 
 
-_CIFAR = Preset(width=0.25, recipe={"epochs": 40, "batch_size": 64})
+# Chosen by validation accuracy on the first tasks of split-cifar100-superclass; images are few
+# (2,250 a task), so that augmentation and weight decay are strong. One recipe for all strategies.
+_CIFAR = Preset(
+    width=0.25,
+    recipe={
+        "epochs": 60,
+        "learning_rate": 0.1,
+        "weight_decay": 0.003,
+        "mixup": 0.3,
+        "augmentation": {"jitter": 0.2, "rotation": 15.0, "zoom": 0.2, "cutout": 8},
+    },
+    strategies={
+        "firefly": {
+            "options": {
+                "seed": "0.25",
+                "shared": "0.67",
+                "private": "0.6",
+                "growth": "0.2",
+                "cost": "flops",
+                "grow_at": "0.25",
+            }
+        },
+    },
+)
 
 PRESETS: Mapping[str, Preset] = {
+    # One recipe for all strategies, chosen by mean validation accuracy over three seeds among
+    # learning rates of 0.05 and 0.15, and 10 and 20 epochs.
     "split-digits": Preset(
         backbone="mlp",
+        width=0.25,
         recipe={
-            "epochs": 10,
-            "batch_size": 32,
+            "epochs": 20,
+            "batch_size": 16,
             "augmentation": {"crop_padding": 1, "flip": False},
+        },
+        strategies={
+            "firefly": {"options": {"seed": "0.15"}},
+            "replay": {"options": {"mem_size": "100"}},
         },
     ),
     "split-cifar10": _CIFAR,

@@ -18,15 +18,16 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import EVALUATION_BATCH, Logits, Setup, read_options
+from firefly_cl.continual.answer import answer
+from firefly_cl.continual.learner import SCHEMA, Logits, Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import ConfigurationError, DataError, FileError
+from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
-from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
 WEIGHTS = "model.safetensors"
@@ -38,6 +39,8 @@ class Options:
 
     seed: float = Plan.seed
     early: float = Plan.early
+    shared: float = Plan.shared
+    private: float = Plan.private
     growth: float = Plan.growth
     cost: str = Plan.cost
     grow_at: str = ",".join(map(str, Plan.grow_at))
@@ -55,6 +58,8 @@ class Options:
         return Plan(
             seed=self.seed,
             early=self.early,
+            shared=self.shared,
+            private=self.private,
             growth=self.growth,
             cost=self.cost,
             grow_at=shares,
@@ -125,12 +130,17 @@ class FireflyLearner:
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
         start = time.perf_counter()
-        logits = answer(self.net, self._pixels(), task, images)
+        scenario = self.setup.scenario
+        logits = answer(
+            self.net,
+            lambda x: self.net(x, task),
+            images,
+            image_shape=scenario.image_shape,
+            mean=scenario.mean,
+            std=scenario.std,
+        )
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
-
-    def _pixels(self) -> Pixels:
-        return Pixels(self.setup.scenario.mean, self.setup.scenario.std, self.setup.scenario.flip)
 
     def floats(self) -> int:
         """Weights, norms with their statistics, and heads of all tasks."""
@@ -150,51 +160,25 @@ class FireflyLearner:
 
     def save(self, folder: Path) -> None:
         """Write the network and model.json; raises FileError."""
-        pixels = self._pixels()
+        scenario = self.setup.scenario
         extra = {
-            "mean": list(pixels.mean),
-            "std": list(pixels.std),
-            "image_shape": list(self.setup.scenario.image_shape),
+            "mean": list(scenario.mean),
+            "std": list(scenario.std),
+            "image_shape": list(scenario.image_shape),
         }
         save_net(self.net, folder / WEIGHTS, extra)
-        told = {"kind": "firefly", "schema": 1, "weights": WEIGHTS}
+        told = {"kind": "firefly", "schema": SCHEMA, "weights": WEIGHTS}
         write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
-
-
-@torch.no_grad()
-def answer(net: FireflyNet, pixels: Pixels, task: int, images: Tensor) -> Tensor:
-    """Logits (n, classes) in float32 on the CPU for images (n, C, H, W); the same on every call."""
-    device = next(net.parameters()).device
-    training = net.training
-    net.eval()
-    try:
-        parts = []
-        for chunk in torch.split(images, EVALUATION_BATCH):
-            # Written anew: strides may steer which kernel runs, hence the last bits.
-            plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
-            x = normalise(plain, pixels.mean, pixels.std).to(device)
-            with torch.autocast(device.type, enabled=False):
-                parts.append(net(x, task).float().cpu())
-    finally:
-        net.train(training)
-    return torch.cat(parts)
 
 
 def load(folder: Path) -> Logits:
     """The saved network as a function (task, uint8 images) -> logits; raises FileError."""
     net, extra = load_net(folder / WEIGHTS)
     try:
-        pixels = Pixels(tuple(extra["mean"]), tuple(extra["std"]))
-        shape = tuple(extra["image_shape"])
+        inputs = {key: tuple(extra[key]) for key in ("image_shape", "mean", "std")}
     except (KeyError, TypeError) as error:
         raise FileError(f"{folder / WEIGHTS} says nothing of its inputs: train again") from error
-
-    def logits(task: int, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != shape:
-            raise DataError(f"images are {tuple(images.shape[1:])}; the model expects {shape}")
-        return answer(net, pixels, task, images)
-
-    return logits
+    return lambda task, images: answer(net, lambda x: net(x, task), images, **inputs)
 
 
 @STRATEGIES.register("firefly")

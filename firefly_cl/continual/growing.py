@@ -14,7 +14,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
-from firefly_cl.continual.model import FireflyModel
+from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
@@ -22,8 +22,9 @@ from firefly_cl.errors import ConfigurationError, EditError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
-from firefly_cl.network import floats
+from firefly_cl.network import FireflyNet, floats, own_flops
 from firefly_cl.network.edits import migrate
+from firefly_cl.network.modes import evaluation
 
 
 class FireflyPlugin(SupervisedPlugin):
@@ -35,12 +36,18 @@ class FireflyPlugin(SupervisedPlugin):
     stream or, where there is none, a share held out of the experience's own training images.
 
     `events` tells what every growth step did; `seconds` adds up per phase. `budget` is the
-    number of floats that the network may hold (none: no limit).
+    number of floats that the network may hold (none: no limit); what is left of it is shared
+    equally by the tasks that the stream has left.
     """
 
     def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.plan = plan or Plan()
+        if budget is not None and self.plan.cost != "parameters":
+            raise ConfigurationError(
+                f"a budget counts floats, but growth is paid in {self.plan.cost}: "
+                "use cost parameters with it"
+            )
         self.budget = budget
         self.seed = seed
         try:
@@ -54,6 +61,7 @@ class FireflyPlugin(SupervisedPlugin):
         self.seconds: dict[str, float] = defaultdict(float)
         self._held_out: Any = None
         self._validation: list[list[Tensor]] = []
+        self._limit: int | None = None
         self._epoch = 0
         self._due: set[int] = set()
         self._last_loss: float | None = None
@@ -62,6 +70,8 @@ class FireflyPlugin(SupervisedPlugin):
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
+        require_images(strategy.experience)  # loaders stumble over none
+        self._limit = _model(strategy).budget = self._share(strategy)
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is not None or not self.plan.validation:
             return
@@ -117,18 +127,24 @@ class FireflyPlugin(SupervisedPlugin):
         _model(strategy).net.freeze()
         self._validation, self._held_out = [], None
 
+    def _share(self, strategy: Any) -> int | None:
+        """Floats that the network may hold after this task, so that each later one has as many."""
+        if self.budget is None:
+            return None
+        stream = getattr(strategy.experience, "origin_stream", None)
+        number = getattr(strategy.experience, "current_experience", None)
+        tasks = max(len(stream) - number, 1) if stream and number is not None else 1
+        held = floats(_model(strategy).net)
+        return held + max(self.budget - held, 0) // tasks
+
     # --- one growth step --------------------------------------------------------------------------
 
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
-        own = sum(parameter.numel() for parameter in net.trainable())
-        amount = int(self.plan.growth * own)
-        if self.plan.cost == "units":
-            widths = [space.width(net.current) for space in net.spaces.values()]
-            amount = int(self.plan.growth * sum(widths))
-        if self.budget is not None and self.plan.cost == "parameters":
-            amount = min(amount, self.budget - floats(net))
+        amount = int(self.plan.growth * _own(net, self.plan.cost))
+        if self._limit is not None and self.plan.cost == "parameters":
+            amount = min(amount, self._limit - floats(net))
         if amount < 1:
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
@@ -165,14 +181,12 @@ class FireflyPlugin(SupervisedPlugin):
         if not self._validation:
             return None
         net = _model(strategy).net
-        training = net.training
-        net.eval()
         total, n = 0.0, 0
-        for batch in self._validation:
-            x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
-            total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
-            n += len(y)
-        net.train(training)
+        with evaluation(net):
+            for batch in self._validation:
+                x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+                total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
+                n += len(y)
         return total / n
 
     def _loader(self, strategy: Any) -> Any:
@@ -186,12 +200,21 @@ class FireflyPlugin(SupervisedPlugin):
         return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
 
 
+def _own(net: FireflyNet, cost: str) -> int:
+    """What the newest task has by now, in a currency of growth budgets."""
+    if cost == "units":
+        return sum(space.width(net.current) for space in net.spaces.values())
+    if cost == "flops":
+        return own_flops(net)
+    return sum(parameter.numel() for parameter in net.trainable())
+
+
 def _model(strategy: Any) -> FireflyModel:
     model = strategy.model
     if not isinstance(model, FireflyModel):
         raise ConfigurationError(
             f"FireflyPlugin grows a FireflyModel, not a {type(model).__name__}: wrap the model "
-            "with FireflyModel.wrap(model, example_input, plan.seed_widths)"
+            "with FireflyModel.wrap(model, example_input, plan)"
         )
     return model
 

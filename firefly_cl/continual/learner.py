@@ -15,6 +15,7 @@ from torch import Tensor
 
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.registry import suggestion
 
 if TYPE_CHECKING:
     from firefly_cl.scenarios import Scenario
@@ -24,6 +25,9 @@ Logits = Callable[[int, Tensor], Tensor]
 
 EVALUATION_BATCH = 256
 """Images in one batch of every evaluation: logits depend on it in the last bits."""
+
+SCHEMA = 1
+"""Version of model.json; a larger one is refused."""
 
 MODEL_KINDS = {
     "firefly": "firefly_cl.continual.firefly",
@@ -112,8 +116,7 @@ def read_options(given: Mapping[str, str], kind: type[Options]) -> Options:
     for name, text in given.items():
         key = name.replace("-", "_")
         if key not in fields:
-            known = ", ".join(fields) or "none"
-            raise ConfigurationError(f"unknown strategy option {name!r}: known here are {known}")
+            raise ConfigurationError(f"unknown strategy option {name!r}: {suggestion(key, fields)}")
         convert: Any = type(fields[key].default)
         try:
             values[key] = convert(text)
@@ -130,11 +133,16 @@ def load_logits(folder: Path) -> Logits:
     """
     path = Path(folder) / "model.json"
     try:
-        kind = json.loads(path.read_text(encoding="utf-8"))["kind"]
+        told = json.loads(path.read_text(encoding="utf-8"))
+        kind, schema = told["kind"], int(told.get("schema", SCHEMA))
     except FileNotFoundError:
         raise FileError(f"no model in {folder}: model.json is missing") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path} is damaged: train again or restore the run folder") from None
+    if schema > SCHEMA:
+        raise FileError(
+            f"{path} has schema {schema}, this version reads up to {SCHEMA}: update firefly_cl"
+        )
     module = MODEL_KINDS.get(kind) if isinstance(kind, str) else None
     if module is None:
         known = ", ".join(MODEL_KINDS)

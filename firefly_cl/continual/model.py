@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
+from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError, DataError
-from firefly_cl.network import FireflyNet
+from firefly_cl.network import FireflyNet, Selection, floats, task_floats
 from firefly_cl.network.layers import GrowableLayer
-
-SeedWidths = Callable[[FireflyNet], Mapping[str, int]]
-"""Seed units of each growable space for the next task of a network."""
 
 
 class FireflyModel(MultiTaskModule):
     """A FireflyNet behind Avalanche's task labels.
 
-    Training on an experience with a new task label begins a new task of the network:
-    `tasks` says which one belongs to which label. Tasks that are not known yet answer zeros
-    when Avalanche evaluates a whole stream.
+    Training on an experience with a new task label begins a new task of the network, with the
+    seed units and reads of `plan`; `tasks` says which one belongs to which label. Tasks that are
+    not known yet answer zeros when Avalanche evaluates a whole stream. `budget`: floats that the
+    network may hold; a task begins with fewer seed units where they would not fit.
     """
 
-    def __init__(self, net: FireflyNet, seed_widths: SeedWidths, seed: int = 0) -> None:
+    def __init__(self, net: FireflyNet, plan: Plan, seed: int = 0) -> None:
         super().__init__()
         self.net = net
-        self.seed_widths = seed_widths
+        self.plan = plan
         self.seed = seed
+        self.budget: int | None = None
         self.tasks: dict[int, int] = {}
 
     @staticmethod
     def wrap(
-        model: nn.Module, example_input: Tensor | None, seed_widths: SeedWidths, seed: int = 0
+        model: nn.Module, example_input: Tensor | None, plan: Plan, seed: int = 0
     ) -> FireflyModel:
         """From a FireflyModel (as it is), a FireflyNet, or a plain model and one input batch.
 
@@ -50,7 +50,7 @@ class FireflyModel(MultiTaskModule):
                     "batch of inputs such as torch.zeros(2, 3, 32, 32)"
                 )
             model = FireflyNet.from_module(model, example_input)
-        return FireflyModel(model, seed_widths, seed)
+        return FireflyModel(model, plan, seed)
 
     def adaptation(self, experience: Any) -> None:
         """Begin the task of a training experience; nothing happens in evaluation.
@@ -58,9 +58,8 @@ class FireflyModel(MultiTaskModule):
         Raises DataError for an experience that is empty or has a single class, and
         ConfigurationError where it mixes tasks or repeats one.
         """
+        require_images(experience)
         number = getattr(experience, "current_experience", "?")
-        if len(experience.dataset) == 0:
-            raise DataError(f"experience {number} is empty: give it images or leave it out")
         super().adaptation(experience)
         if not self.training:
             return
@@ -89,7 +88,10 @@ class FireflyModel(MultiTaskModule):
         else:
             if not net.tasks[-1].frozen:
                 net.freeze()
-            net.begin_task(classes, self.seed_widths(net), generator=generator)
+            widths, reads = self.plan.seed_widths(net), self.plan.reads(net)
+            if self.budget is not None:
+                widths = fitting(net, classes, widths, reads, self.budget)
+            net.begin_task(classes, widths, reads, generator)
         self.tasks[label] = net.current
 
     def heads(self) -> tuple[list[nn.Parameter], int]:
@@ -116,3 +118,30 @@ class FireflyModel(MultiTaskModule):
             return x.new_zeros(len(x), max(self.max_class_label, 1))
         logits: Tensor = self.net(x, self.tasks[task_label])
         return logits
+
+
+def fitting(
+    net: FireflyNet, classes: int, widths: Mapping[str, int], reads: Selection, budget: int
+) -> dict[str, int]:
+    """Seed widths for the next task, made smaller together until the budget (floats) pays them.
+
+    A task that can have no unit of its own still gets its head. Raises ConfigurationError where
+    even that does not fit.
+    """
+    left = budget - floats(net)
+    for share in (1 - step / 16 for step in range(17)):
+        smaller = {name: int(share * width) for name, width in widths.items()}
+        if task_floats(net, classes, smaller, reads) <= left:
+            return smaller
+    raise ConfigurationError(
+        f"the budget of {budget} floats leaves {max(left, 0)} for task {len(net.tasks)}, "
+        f"whose head needs {task_floats(net, classes, {}, reads)}: give a larger budget or start "
+        "narrower"
+    )
+
+
+def require_images(experience: Any) -> None:
+    """Raise DataError for an experience without images."""
+    if len(experience.dataset) == 0:
+        number = getattr(experience, "current_experience", "?")
+        raise DataError(f"experience {number} is empty: give it images or leave it out")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.growth.budget import COSTS
 from firefly_cl.network import FireflyNet
 
 
@@ -15,15 +19,20 @@ class Plan:
 
     seed: own units that a later task starts with, as a share of the first task's width of the
     same space. early: a further factor on that in spaces on the finest maps, where a unit costs
-    the most operations and older units serve best. growth: units of one growth step, as a share
-    of the task's own units. grow_at: shares of a task's epochs after which it grows.
-    patience: stop growing in a task once the validation loss fell by less than this share of
-    itself since the step before. criterion, settings: which growth criterion, and its own.
-    validation: held out of an experience that comes without a validation stream.
+    the most operations and older units serve best. shared: of the spaces, from the input on, the
+    share whose older units a later task reads; behind them it has a network of its own, which
+    costs later tasks nothing. private: as `seed`, in the spaces that are not shared.
+    growth: units of one growth step, as a share of the task's own (in the currency `cost`).
+    grow_at: shares of a task's epochs after which it grows. patience: stop growing in a task once
+    the validation loss fell by less than this share of itself since the step before. criterion,
+    settings: which growth criterion, and its own. validation: held out of an experience that
+    comes without a validation stream.
     """
 
     seed: float = 0.25
     early: float = 0.5
+    shared: float = 1.0
+    private: float = 0.5
     growth: float = 0.25
     cost: str = "parameters"
     grow_at: tuple[float, ...] = (0.2, 0.4)
@@ -34,9 +43,13 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for shares that cannot work."""
-        for name in ("seed", "early", "growth"):
+        for name in ("seed", "early", "private", "growth"):
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
+        if not 0 <= self.shared <= 1:
+            raise ConfigurationError(f"shared is {self.shared}: it must be in [0, 1]")
+        if self.cost not in COSTS:
+            raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         if any(not 0 < share < 1 for share in self.grow_at):
@@ -45,10 +58,24 @@ class Plan:
     def seed_widths(self, net: FireflyNet) -> dict[str, int]:
         """Seed units of each growable space for the next task of `net`, at least one each."""
         finest = max(node.size for node in net.nodes)
+        shared = self._shared_spaces(net)
         widths = {}
         for name in net.growable_spaces():
-            share = self.seed
+            share = self.seed if name in shared else self.private
             if any(node.size == finest for node in net.producers(name)):
                 share *= self.early
             widths[name] = max(1, round(share * net.spaces[name].width(0)))
         return widths
+
+    def reads(self, net: FireflyNet) -> dict[str, Tensor]:
+        """Older units that the next task of `net` may read, by space."""
+        shared = self._shared_spaces(net)
+        task = len(net.tasks)
+        return {
+            name: torch.arange(space.before(task) if space.fixed or name in shared else 0)
+            for name, space in net.spaces.items()
+        }
+
+    def _shared_spaces(self, net: FireflyNet) -> list[str]:
+        growable = net.growable_spaces()
+        return growable[: round(self.shared * len(growable))]

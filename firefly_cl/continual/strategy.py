@@ -17,6 +17,8 @@ from firefly_cl.continual.model import FireflyModel
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.continual.training import TrainingPlugin, make_optimizer
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.network import floats
 
 
 class FireflyStrategy(SupervisedTemplate):
@@ -58,13 +60,20 @@ class FireflyStrategy(SupervisedTemplate):
         **kwargs: Any,
     ) -> None:
         plan = plan or Plan()
-        wrapped = FireflyModel.wrap(model, example_input, plan.seed_widths, seed).to(device)
+        wrapped = FireflyModel.wrap(model, example_input, plan, seed).to(device)
+        if budget is not None and floats(wrapped.net) > budget:
+            raise ConfigurationError(
+                f"the network starts with {floats(wrapped.net)} floats, over the budget of "
+                f"{budget}: start narrower or give a larger budget"
+            )
         if training is None and recipe is not None:
             training = TrainingPlugin(recipe, pixels, seed=seed)
         if training is not None:
             recipe = training.recipe
         if optimizer is None:
-            optimizer = make_optimizer(recipe or Recipe(), wrapped.net.trainable())
+            # Where all tasks are frozen nothing trains yet, but an optimizer wants something.
+            parameters = wrapped.net.trainable() or list(wrapped.net.parameters())
+            optimizer = make_optimizer(recipe or Recipe(), parameters)
         self.firefly = FireflyPlugin(plan, budget, seed)
         own = [self.firefly] if training is None else [self.firefly, training]
         super().__init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firefly_cl.errors import ConfigurationError
@@ -51,12 +51,20 @@ def unit_cost(net: FireflyNet, space: str, cost: str) -> int:
 
     FLOPs are those of one image.
     """
+    return growth_cost(net, {space: 1}, cost)
+
+
+def growth_cost(net: FireflyNet, more: Mapping[str, int], cost: str) -> int:
+    """What `more` own units by space add for the newest task, in a currency of COSTS.
+
+    Beyond the sum over units it counts the weights between new units of neighbouring spaces.
+    """
     if cost == "units":
-        return 1
+        return sum(more.values())
     total = 0
     for node in net.nodes:
         layer = net.layers[node.name] if node.name in net.layers else None
-        writes = sum(s.repeat for s in node.layout if s.space == space)
+        writes = sum(s.repeat * more.get(s.space, 0) for s in node.layout)
         if isinstance(layer, GrowableNorm) and cost == "parameters":
             total += writes * (4 if layer.affine else 2)
         if not isinstance(layer, GrowableLayer):
@@ -68,32 +76,43 @@ def unit_cost(net: FireflyNet, space: str, cost: str) -> int:
         for side in layer.kernel:
             positions *= side
         columns = block.from_old.shape[1] + block.from_own.shape[1]
-        total += writes * columns * positions
+        reads = 0 if layer.per_unit else sum(s.repeat * more.get(s.space, 0) for s in layer.reads)
+        weights = (block.rows + writes) * (columns + reads) - block.rows * columns
+        total += weights * positions
         if cost == "parameters" and block.bias is not None:
             total += writes
-        if not layer.per_unit:
-            reads = sum(s.repeat for s in layer.reads if s.space == space)
-            total += block.rows * reads * positions
     return total
 
 
 def select(
-    candidates: Sequence[Candidate], budget: Budget, most: Mapping[str, int]
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    most: Mapping[str, int],
+    together: Callable[[Mapping[str, int]], int] | None = None,
 ) -> list[Candidate]:
     """The candidates to keep: greatest gain for their cost first, while the budget lasts.
 
     most: how many units each space may gain; a layer at most doubles in one step (method.md
-    section 3). Candidates without gain are never kept.
+    section 3). together: the cost of so many units by space, where it is more than the sum of
+    the candidates'. Candidates without gain are never kept.
     """
-    room = dict(most)
-    left = budget.amount
+    counts: dict[str, int] = {}
+    spent = 0
     kept = []
     for candidate in sorted(candidates, key=_worth, reverse=True):
-        if candidate.gain <= 0 or room.get(candidate.space, 0) < 1 or candidate.cost > left:
+        space = candidate.space
+        count = counts.get(space, 0) + 1
+        if candidate.gain <= 0 or count > most.get(space, 0):
+            continue
+        if together is None:
+            cost = spent + candidate.cost
+        else:
+            cost = together({**counts, space: count})
+        if cost > budget.amount:
             continue
         kept.append(candidate)
-        room[candidate.space] -= 1
-        left -= candidate.cost
+        counts[space] = count
+        spent = cost
     return kept
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from firefly_cl.errors import ConfigurationError, DivergenceError
 from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select
+from firefly_cl.growth.budget import Budget, Candidate, growth_cost, room_to_double, select
 from firefly_cl.growth.candidates import (
     CandidateExecution,
     Candidates,
@@ -28,6 +28,7 @@ from firefly_cl.growth.candidates import (
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Growth, Loss, open_spaces
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.modes import evaluation
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -74,16 +75,13 @@ class Firefly:
         if not batches:
             raise ConfigurationError("growth needs at least one batch of training data")
         costs = open_spaces(net, budget)
-        training = net.training
-        net.eval()
-        try:
+        with evaluation(net):
             candidates = propose(net, list(costs), self.news, self.copies, generator)
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
-            kept = select(scored, budget, room_to_double(net, list(costs)))
+            room = room_to_double(net, list(costs))
+            kept = select(scored, budget, room, lambda more: growth_cost(net, more, budget.cost))
             return Growth(commit(net, candidates, kept, self.reach), kept)
-        finally:
-            net.train(training)
 
     def search(
         self,

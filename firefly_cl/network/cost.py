@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+
 from firefly_cl.network.graph import Node
-from firefly_cl.network.layers import GrowableLayer
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet
-from firefly_cl.network.space import channel_count
+from firefly_cl.network.space import Selection, channel_count
 
 
 def floats(net: FireflyNet) -> int:
     """Every number stored: weights, norms with their statistics, heads of all tasks."""
     tensors = list(net.parameters()) + [b for b in net.buffers() if b.is_floating_point()]
     return sum(t.numel() for t in tensors)
+
+
+def task_floats(net: FireflyNet, classes: int, widths: Mapping[str, int], reads: Selection) -> int:
+    """Numbers that a further task adds with these seed units by space, reading `reads`."""
+    total = 0
+    for layer in net.layers.values():
+        assert isinstance(layer, (GrowableLayer, GrowableNorm))
+        rows = sum(s.repeat * widths.get(s.space, 0) for s in layer.writes)
+        if isinstance(layer, GrowableNorm):
+            total += rows * (4 if layer.affine else 2)
+            continue
+        rows = classes if layer.is_head else rows
+        columns = layer.columns_per_unit
+        if not layer.per_unit:
+            columns = sum(
+                s.repeat * (len(reads[s.space]) + widths.get(s.space, 0)) for s in layer.reads
+            )
+        total += rows * (columns * math.prod(layer.kernel) + layer.has_bias)
+    return total
 
 
 def mask_bits(net: FireflyNet) -> int:
@@ -38,28 +60,43 @@ def flops(net: FireflyNet, task: int | None = None) -> int:
     frozen units run as one dense product, with zeros where an older unit would read a newer one.
     """
     task = net.check_task(task)
-    return sum(
-        _node_flops(net, node, layer, task)
-        for node in net.nodes
-        if isinstance(
-            layer := net.layers[node.name] if node.name in net.layers else None, GrowableLayer
-        )
-    )
+    return sum(_old_flops(net, *pair, task) + _own_flops(net, *pair, task) for pair in _pairs(net))
 
 
-def _node_flops(net: FireflyNet, node: Node, layer: GrowableLayer, task: int) -> int:
-    positions = node.size
-    for side in layer.kernel:
-        positions *= side
-    active, reads = net.tasks[task].active, net.tasks[task].reads
-    own = net.owned_units(task)
-    old_rows = 0 if layer.is_head else channel_count(layer.writes, active)
+def own_flops(net: FireflyNet, task: int | None = None) -> int:
+    """The part of `flops` that the rows of the task itself take, its head's among them."""
+    task = net.check_task(task)
+    return sum(_own_flops(net, *pair, task) for pair in _pairs(net))
+
+
+def _pairs(net: FireflyNet) -> Iterator[tuple[Node, GrowableLayer]]:
+    for node in net.nodes:
+        layer = net.layers[node.name] if node.name in net.layers else None
+        if isinstance(layer, GrowableLayer):
+            yield node, layer
+
+
+def _per_pair(node: Node, layer: GrowableLayer) -> int:
+    """Operations for one pair of output and input channels."""
+    return 2 * node.size * math.prod(layer.kernel)
+
+
+def _old_flops(net: FireflyNet, node: Node, layer: GrowableLayer, task: int) -> int:
+    if layer.is_head:
+        return 0
+    active = net.tasks[task].active
+    per_unit = layer.per_unit
+    columns = layer.columns_per_unit if per_unit else channel_count(layer.reads, active)
+    return channel_count(layer.writes, active) * columns * _per_pair(node, layer)
+
+
+def _own_flops(net: FireflyNet, node: Node, layer: GrowableLayer, task: int) -> int:
     block = layer.block(task)
-    new_rows = 0 if block is None else block.rows
+    if block is None:
+        return 0
     if layer.per_unit:
-        pairs = (old_rows + new_rows) * layer.columns_per_unit
+        columns = layer.columns_per_unit
     else:
-        pairs = old_rows * channel_count(layer.reads, active) + new_rows * (
-            channel_count(layer.reads, reads) + channel_count(layer.reads, own)
-        )
-    return 2 * pairs * positions
+        read = (net.tasks[task].reads, net.owned_units(task))
+        columns = sum(channel_count(layer.reads, units) for units in read)
+    return block.rows * columns * _per_pair(node, layer)

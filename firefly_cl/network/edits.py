@@ -19,6 +19,7 @@ from firefly_cl.network.space import (
     Space,
     channel_count,
     channel_sources,
+    expand,
     positions,
 )
 
@@ -174,7 +175,7 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
 
     The copies take over what the task's own rows and its head gave the originals; the
     originals stay as they are for every earlier task. units: (k,) numbers of older units that
-    the task reads. offsets: as in `split`, added to the copies' rows. Batch-norm statistics of a
+    the task reads; the copies stand in ascending order of these, however they are given. offsets: as in `split`, added to the copies' rows. Batch-norm statistics of a
     copy stay those of its original. Raises EditError, also where the task does not read
     everything that an original reads; SpaceFixed.
     """
@@ -183,10 +184,14 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
     task = net.tasks[-1]
     if not len(units) or not _distinct(units) or not torch.isin(units, task.reads[space]).all():
         raise EditError(f"cannot unlock units {units.tolist()} of {space}: the task must read them")
-    rows = {node.name: copied_rows(net, node.name, space, units) for node in net.producers(space)}
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
-        rows[name] = Rows(rows[name].weight + offset.to(rows[name].weight), rows[name].bias)
+    units, order = units.sort()
+    rows = {node.name: copied_rows(net, node.name, space, units) for node in net.producers(space)}
+    for name, offset in (offsets or {}).items():
+        weight = rows[name].weight
+        at = expand(order, len(weight) // len(units))
+        rows[name] = Rows(weight + offset.to(weight)[at.to(weight.device)], rows[name].bias)
     norms = {node.name: copied_norm(net, node.name, space, units) for node in net.norms(space)}
     columns = {}
     with torch.no_grad():
@@ -247,9 +252,7 @@ def insert(
     if not channel_count(base.layout, own):
         raise EditError(f"task {task} has no units at {after} to write to: widen it first")
     if kernel % 2 == 0 and not base.flat:
-        raise EditError(
-            f"a kernel of {kernel} would not keep the map's size at {after}: use 3 or 5"
-        )
+        raise EditError(f"a kernel of {kernel} would change the map's size at {after}: use 3 or 5")
     if activation not in MAPS:
         raise EditError(f"activation {activation!r} is unknown: teach it with register_map")
     kind = "linear" if base.flat else "conv"

@@ -33,6 +33,17 @@ class Plan:
     weights: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     statistics: dict[str, Statistics] = field(default_factory=dict)
     gathers: dict[str, Tensor | None] = field(default_factory=dict)
+    _cast: dict[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+
+    def weight(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of a node's old rows; in autocast's format, cast once, inside of it."""
+        weight, bias = self.weights[name]
+        if not torch.is_autocast_enabled(weight.device.type):
+            return weight, bias
+        dtype = torch.get_autocast_dtype(weight.device.type)
+        if name not in self._cast or self._cast[name][0].dtype != dtype:
+            self._cast[name] = (weight.to(dtype), None if bias is None else bias.to(dtype))
+        return self._cast[name]
 
 
 class Execution:
@@ -108,7 +119,7 @@ class Execution:
         old = value.get("old")
         if old is not None and node.name in self.plan.weights:
             with torch.set_grad_enabled(self.carries_gradient("old")):
-                out["old"] = layer.apply_weight(old, *self.plan.weights[node.name])
+                out["old"] = layer.apply_weight(old, *self.plan.weight(node.name))
         new = layer.new_rows(self.task, self.read(node, old), value.get("new"))
         if new is not None:
             out["new"] = new

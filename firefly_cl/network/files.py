@@ -96,16 +96,9 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
         )
     try:
         return _build(structure, state), structure["extra"]
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
-    ) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise FileError(f"{path} does not fit together ({why}): restore or rerun") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as e:
+        why = str(e).strip().partition("\n")[0]
+        raise FileError(f"{path} does not fit together ({why}): restore or rerun") from e
 
 
 def _build(structure: Mapping[str, Any], state: dict[str, Tensor]) -> FireflyNet:

@@ -97,7 +97,7 @@ def register_map(name: str, function: Map) -> None:
     """Let the operation `name` act on every channel by itself.
 
     `function(x, **attributes)` takes (B, C, ...) and must not mix channels. Together with
-    `firefly_cl.network.trace.register_rule` this teaches the tracer a new activation or pooling.
+    `firefly_cl.network.register_rule` this teaches the tracer a new activation or pooling.
     """
     if MAPS.setdefault(name, function) is not function:
         raise UnsupportedOperation(f"an operation named {name!r} is already there: choose another")

@@ -13,8 +13,10 @@ from firefly_cl.errors import ConfigurationError, EditError, UnsupportedOperatio
 from firefly_cl.network.execution import Execution, Plan
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
+from firefly_cl.network.modes import evaluation
 from firefly_cl.network.space import GIVEN, Selection, Space, channel_count, positions
-from firefly_cl.network.trace import Traced, trace
+from firefly_cl.network.trace import trace
+from firefly_cl.network.tracing import Traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -416,16 +418,8 @@ class FireflyNet(nn.Module):
 
 
 def _check_same(model: nn.Module, net: FireflyNet, x: Tensor) -> None:
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    net.eval()
-    try:
-        with torch.no_grad():
-            expected, got = model(x), net(x, 0)
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
-        net.train(model.training)
+    with evaluation(model), evaluation(net), torch.no_grad():
+        expected, got = model(x), net(x, 0)
     if not torch.allclose(expected, got, rtol=1e-3, atol=1e-4):
         raise UnsupportedOperation(
             f"{type(model).__name__} changed its function in conversion (by up to "

@@ -14,21 +14,20 @@ def conv_norm_relu(
     kernel_size: int = 3,
     stride: int = 1,
     groups: int = 1,
+    pool: nn.Module | None = None,
 ) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; the map keeps its side at stride 1."""
-    return nn.Sequential(
-        nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            groups=groups,
-            bias=False,
-        ),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(),
+    """Convolution without bias, pooling if given, batch norm, ReLU; stride 1 keeps the side."""
+    conv = nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        groups=groups,
+        bias=False,
     )
+    pooling = [] if pool is None else [pool]
+    return nn.Sequential(conv, *pooling, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class ConvNet(nn.Module):

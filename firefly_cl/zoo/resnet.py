@@ -63,20 +63,22 @@ def resnet9(
     constant_width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Page's 9 layers: 64, 128 + residual, 256, 512 + residual, global max pooling."""
+    """Page's 9 layers: 64, 128 + residual, 256, 512 + residual, global max pooling.
+
+    Max pooling stands before norm and ReLU, which then see a quarter of the positions.
+    """
     sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
     channels, side = sizes.channels(64), sizes.image_size
     layers: list[nn.Module] = [conv_norm_relu(in_channels, channels)]
     for published, residual in ((128, True), (256, False), (512, True)):
-        layers.append(conv_norm_relu(channels, sizes.channels(published)))
+        pool = nn.MaxPool2d(2) if can_halve(side) else None
+        layers.append(conv_norm_relu(channels, sizes.channels(published), pool=pool))
         channels = sizes.channels(published)
-        if can_halve(side):
-            layers.append(nn.MaxPool2d(2))
-            side //= 2
+        side = side // 2 if pool is not None else side
         if residual:
             layers.append(Residual(channels))
-    pool = nn.AdaptiveMaxPool2d(1)
-    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator, pool)
+    last = nn.AdaptiveMaxPool2d(1)
+    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator, last)
 
 
 @BACKBONES.register("resnet18")

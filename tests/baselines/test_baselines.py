@@ -14,7 +14,7 @@ from quick_training import accuracy
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, load_logits
 from firefly_cl.errors import ConfigurationError, DataError, FileError
-from firefly_cl.scenarios import Images, Scenario, Task
+from firefly_cl.scenarios import SCENARIOS, Images, Scenario, ScenarioOptions, Task
 
 BASELINES = ["ewc", "individual", "joint", "naive", "replay"]
 
@@ -41,14 +41,15 @@ def test_a_convolutional_net_learns_too(digits: Scenario, trained: Callable[...,
     assert min(accuracy(learner, digits, task) for task in range(2)) >= 0.85
 
 
-def test_naive_forgets_more_than_replay(
-    three_digits: Scenario, trained: Callable[..., Any]
-) -> None:
-    changes: dict[str, Any] = {"backbone": "mlp-bn", "recipe": {"epochs": 10}}
-    naive = trained("naive", three_digits, **changes)
-    replay = trained("replay", three_digits, **changes)
-    kept = [sum(accuracy(learner, three_digits, t) for t in (0, 1)) for learner in (naive, replay)]
-    assert kept[0] + 0.05 < kept[1]
+def test_naive_forgets_more_than_replay(trained: Callable[..., Any]) -> None:
+    four_tasks = SCENARIOS.get("split-digits")(ScenarioOptions(first_tasks=4))
+    # Heads as fast as the trunk, at a high rate: fine-tuning without care for older tasks.
+    recipe = {"epochs": 20, "learning_rate": 0.2, "head_rate": 1e6}
+    changes: dict[str, Any] = {"backbone": "mlp-bn", "width": 0.1, "recipe": recipe}
+    naive = trained("naive", four_tasks, **changes)
+    replay = trained("replay", four_tasks, **changes)
+    kept = [sum(accuracy(learner, four_tasks, t) for t in (0, 1)) for learner in (naive, replay)]
+    assert kept[0] + 0.2 < kept[1]
 
 
 @pytest.mark.parametrize("name", ["naive", "replay", "ewc", "individual"])
@@ -202,9 +203,9 @@ def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("individual", {"mem_size": "3"}, "known here are none"),
+        ("individual", {"mem_size": "3"}, "choose from none"),
         ("naive", {"norm": "group"}, "shared, task"),
-        ("replay", {"mem_siz": "3"}, "known here are mem_size, buffer"),
+        ("replay", {"mem_siz": "3"}, "did you mean .mem_size.?"),
         ("replay", {"mem_size": "few"}, "a whole number"),
         ("replay", {"mem_size": "0"}, "at least 1"),
         ("replay", {"buffer": "heap"}, "balanced, reservoir"),

@@ -85,9 +85,9 @@ def test_rehearsal_joins_each_batch_with_memory() -> None:
 
     joined = list(RehearsalBatches(batches(20, 8, 5), [batches(6, 4, 2)]))
     assert [batch[2].tolist() for batch in joined] == [
-        [5] * 8 + [2] * 4,
-        [5] * 8 + [2] * 2,
-        [5] * 4 + [2] * 4,
+        [5] * 6 + [2] * 3,
+        [5] * 7 + [2] * 3,
+        [5] * 7 + [2] * 3,
     ]
 
 

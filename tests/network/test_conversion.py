@@ -1,4 +1,4 @@
-"""A converted network computes what the model computes; what cannot grow is named, with its line."""
+"""A converted network computes what the model does; what cannot grow is named, with its line."""
 
 from __future__ import annotations
 

@@ -120,3 +120,28 @@ def test_the_generator_decides_everything() -> None:
 def test_impossible_values_are_refused(options: dict) -> None:
     with pytest.raises(ConfigurationError, match="give"):
         Augmentation(**options)
+
+
+def test_rotation_by_ninety_degrees_turns_the_pixels() -> None:
+    images = torch.rand((3, 2, 6, 6), generator=seeded(1))
+    augmentation = Augmentation(**OFF, rotation=90)
+    draws = torch.tensor([1.0, 0.5, 0.5])[:, None].expand(3, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_, **__: draws)
+        out = augmentation.warp(images, seeded())
+    torch.testing.assert_close(out, torch.rot90(images, 1, (2, 3)))
+
+
+def test_zoom_moves_what_lies_off_the_centre_outwards_or_inwards() -> None:
+    images = torch.zeros(60, 1, 16, 16)
+    images[:, :, 6:10, 6:10] = 1.0
+    out = Augmentation(**OFF, zoom=0.5).warp(images, seeded())
+    area = out.sum(dim=(1, 2, 3))
+    tall, wide = 1 + 0.5 * (2 * torch.rand((3, 60), generator=seeded()) - 1)[1:]
+    torch.testing.assert_close(area, 16 * tall * wide, rtol=0.15, atol=0.5)
+
+
+@pytest.mark.parametrize("setting", [{"rotation": -1.0}, {"rotation": 200.0}, {"zoom": 1.0}])
+def test_impossible_turns_and_zooms_are_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="give degrees from 0 to 180"):
+        Augmentation(**setting)

@@ -28,8 +28,9 @@ def batches(images: Images, batch_size: int, seed: int = 0, **changes: object) -
 @pytest.mark.parametrize(
     ("n", "batch_size", "drop_last", "sizes"),
     [
-        (10, 4, False, [4, 4, 2]),
-        (9, 4, False, [4, 5]),
+        (10, 4, False, [3, 3, 4]),
+        (9, 4, False, [3, 3, 3]),
+        (3, 2, False, [3]),
         (9, 4, True, [4, 4]),
         (8, 4, False, [4, 4]),
         (3, 4, False, [3]),

@@ -1,0 +1,44 @@
+"""Answering questions about a trained network: the same bits on every call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from firefly_cl.continual.learner import EVALUATION_BATCH
+from firefly_cl.errors import DataError
+from firefly_cl.network.modes import evaluation
+from firefly_cl.scenarios import normalise
+
+
+@torch.no_grad()
+def answer(
+    module: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Tensor:
+    """Logits (n, classes) of `forward`, float32 on the CPU, for images (n, C, H, W) uint8.
+
+    In evaluation mode of `module`, in batches of a fixed size, in float32. Raises DataError for
+    images of another shape.
+    """
+    if tuple(images.shape[1:]) != tuple(image_shape):
+        raise DataError(
+            f"images are {tuple(images.shape[1:])}; the model expects {tuple(image_shape)}"
+        )
+    device = next(module.parameters()).device
+    parts = []
+    with evaluation(module):
+        for chunk in torch.split(images, EVALUATION_BATCH):
+            # Written anew: strides may steer which kernel runs, hence the last bits.
+            plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
+            x = normalise(plain, mean, std).to(device)
+            with torch.autocast(device.type, enabled=False):
+                parts.append(forward(x).float().cpu())
+    return torch.cat(parts)

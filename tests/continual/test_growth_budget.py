@@ -1,0 +1,82 @@
+"""The budget in floats: never exceeded, shared by the tasks to come, and counted exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from growing_streams import PLAN, RECIPE, answers, backbone, drawn, growing, stream_of
+
+from firefly_cl.continual.plan import Plan
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.growth.budget import growth_cost, unit_cost
+from firefly_cl.network import FireflyNet, edits, floats, flops, task_floats
+
+TASKS = [((0, 1), 24), ((2, 3), 24), ((4, 5), 24)]
+GREEDY = dataclasses.replace(PLAN, grow_at=(0.25, 0.5, 0.75), growth=4.0, patience=-10.0)
+FOUR_EPOCHS = dataclasses.replace(RECIPE, epochs=4)
+
+
+@pytest.mark.parametrize("name", ["concat", "mlp"])
+@pytest.mark.parametrize("spare", [400, 3000])
+def test_is_never_exceeded(name: str, spare: int) -> None:
+    start = floats(growing(name).net)
+    strategy = growing(name, plan=GREEDY, budget=start + spare, recipe=FOUR_EPOCHS)
+    left = spare
+    images, _ = drawn(range(6), 2, seed=3)
+    for number, experience in enumerate(stream_of(TASKS).train_stream):
+        before = floats(strategy.net)
+        strategy.train(experience)
+        used = floats(strategy.net) - before
+        assert used <= left // (3 - number)  # the later tasks keep their share
+        left -= used
+        assert answers(strategy.model, number, images).isfinite().all()
+    assert strategy.firefly.events and floats(strategy.net) <= start + spare
+
+
+def test_a_net_over_budget_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match="over the budget of 100"):
+        growing(budget=100)
+
+
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    strategy = growing(budget=floats(growing().net) + 10)
+    benchmark = stream_of(TASKS)
+    strategy.train(benchmark.train_stream[0])
+    with pytest.raises(ConfigurationError, match=r"for task 1, whose head needs \d+"):
+        strategy.train(benchmark.train_stream[1])
+    assert len(strategy.net.tasks) == 1
+
+
+def test_budget_and_growth_must_count_alike() -> None:
+    with pytest.raises(ConfigurationError, match="growth is paid in units"):
+        growing(plan=dataclasses.replace(PLAN, cost="units"), budget=10**6)
+
+
+@pytest.mark.parametrize("name", ["mlp", "concat", "resnet9", "mobilenetv1"])
+def test_costs_are_exact(name: str) -> None:
+    net = FireflyNet.from_module(backbone(name), torch.zeros(2, 1, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        more = {space: 1 + 2 * (i % 3) for i, space in enumerate(net.growable_spaces())}
+        size, operations = floats(net), flops(net)
+        expected = growth_cost(net, more, "parameters")
+        assert expected > sum(k * unit_cost(net, s, "parameters") for s, k in more.items())
+        assert growth_cost(net, more, "units") == sum(more.values())
+        added = growth_cost(net, more, "flops")
+        for space, count in more.items():
+            alone = unit_cost(net, space, "parameters")
+            before = floats(net)
+            edits.widen(net, space, 1, generator=generator)
+            assert floats(net) - before == alone
+            if count > 1:
+                edits.widen(net, space, count - 1, generator=generator)
+        assert floats(net) - size == expected
+        assert flops(net) - operations == added
+        net.freeze()
+        widths = {space: 1 + i % 4 for i, space in enumerate(net.growable_spaces())}
+        promised = task_floats(net, 5, widths, Plan().reads(net))
+        size = floats(net)
+        net.begin_task(5, widths, generator=generator)
+        assert floats(net) - size == promised

@@ -194,7 +194,10 @@ class CandidateExecution(Execution):
         }
 
     def layer(self, node: Node, value: Streams) -> Streams:
-        """Own rows see the candidates' changes; candidates' rows see the network as it is."""
+        """Own rows, and the halves of splits with them, see the candidates' changes.
+
+        The rows of copies and of new units see the network as it is.
+        """
         layer, out = self.growable(node), Streams()
         old = value.get("old")
         if old is not None and node.name in self.plan.weights:
@@ -204,7 +207,7 @@ class CandidateExecution(Execution):
         if rows is not None:
             out["new"] = rows
         for stream in self.ghost_streams():
-            ghosts = self.ghost_rows(node, layer, value, stream)
+            ghosts = self.ghost_rows(node, layer, value, stream, rows)
             if ghosts is not None:
                 out[stream] = ghosts
         return out
@@ -222,9 +225,12 @@ class CandidateExecution(Execution):
     # --- candidates as producers ----------------------------------------------------------------
 
     def ghost_rows(
-        self, node: Node, layer: GrowableLayer, value: Streams, stream: str
+        self, node: Node, layer: GrowableLayer, value: Streams, stream: str, rows: Tensor | None
     ) -> Tensor | None:
-        """Output of the candidates' rows of a layer, in the order of its layout."""
+        """Output of the candidates' rows of a layer, in the order of its layout.
+
+        rows: of the task's own units, which the halves of their splits move away from.
+        """
         if not any(s.space in self.candidates for s in layer.writes):
             return None
         weight, bias = self._stacked(node, layer, stream)
@@ -241,17 +247,36 @@ class CandidateExecution(Execution):
         if old is not None and n_old:
             through_old = layer.apply_weight(old, weight[:, :n_old], bias if out is None else None)
             out = through_old if out is None else out + through_old
-        return out
+        if out is None or rows is None:
+            return out
+        # A gradient along a path is that of the candidate's own gate alone.
+        return self._around(layer, rows if stream == "ghost" else rows.detach(), out)
+
+    def _around(self, layer: GrowableLayer, rows: Tensor, moves: Tensor) -> Tensor:
+        """Own rows added to what moves their two halves, space by space."""
+        parts, base = [], 0
+        for segment in layer.writes:
+            candidates = self.candidates.get(segment.space)
+            if candidates is None:
+                continue
+            at = own_channels(
+                self.net, layer.writes, segment.space, torch.arange(candidates.splits)
+            ).to(rows.device)
+            halves, end = 2 * len(at), base + candidates.ghosts * segment.repeat
+            parts.append(moves[:, base : base + halves] + rows[:, torch.cat([at, at])])
+            parts.append(moves[:, base + halves : end])
+            base = end
+        return torch.cat(parts, 1)
 
     def _stacked(
         self, node: Node, layer: GrowableLayer, stream: str
     ) -> tuple[Tensor, Tensor | None]:
-        """Rows of the ghosts: splits up, splits down, copies, new units, space by space."""
+        """Rows of the ghosts: splits up, splits down, copies, new units, space by space.
+
+        Splits have their move alone, except in a layer that works unit by unit.
+        """
         block = layer.block(self.task)
         assert block is not None
-        own = torch.cat([block.from_old, block.from_own], 1).detach()
-        if layer.per_unit:
-            own = block.from_own.detach()
         weights, biases = [], []
         for segment in layer.writes:
             candidates = self.candidates.get(segment.space)
@@ -268,9 +293,12 @@ class CandidateExecution(Execution):
             step = _column(self._gate(candidates.split_gates, stream), r, split_d) * split_d
             shift = _column(self._gate(candidates.copy_gates, stream), r, copy_d) * copy_d
             news = candidates.incoming[node.name]
-            weights += [own[at] + step, own[at] - step, copied.weight + shift, news]
+            own = block.from_own.detach()[at] if layer.per_unit else 0.0
+            weights += [own + step, own - step, copied.weight + shift, news]
             if block.bias is not None:
                 bias = block.bias.detach()[at]
+                if not layer.per_unit:
+                    bias = torch.zeros_like(bias)
                 fresh = bias.new_zeros(len(news))
                 biases += [bias, bias, copied.bias if copied.bias is not None else fresh[:0], fresh]
         return torch.cat(weights), torch.cat(biases) if biases else None
@@ -358,7 +386,7 @@ class CandidateExecution(Execution):
             if along is not None:
                 _, up, down, copies, _ = along[i]
                 there = {"split": (up + down) / 2, "copy": copies}
-                moved = {k: moved[k].detach() + there[k] - there[k].detach() for k in moved}
+                moved = {k: moved[k] + there[k] - there[k].detach() for k in moved}
             if new is not None and candidates.splits:
                 at = own_channels(self.net, layer.reads, space, torch.arange(candidates.splits))
                 new = new.index_copy(1, at.to(new.device), moved["split"].to(new.dtype))

@@ -45,14 +45,15 @@ _CIFAR = Preset(
     },
     strategies={
         "firefly": {
+            "budget": 6_800_000,
             "options": {
-                "seed": "0.25",
+                "seed": "0.5",
                 "shared": "0.67",
-                "private": "0.6",
+                "private": "1.0",
                 "growth": "0.2",
                 "cost": "flops",
                 "grow_at": "0.25",
-            }
+            },
         },
     },
 )

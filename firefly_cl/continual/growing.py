@@ -43,11 +43,6 @@ class FireflyPlugin(SupervisedPlugin):
     def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.plan = plan or Plan()
-        if budget is not None and self.plan.cost != "parameters":
-            raise ConfigurationError(
-                f"a budget counts floats, but growth is paid in {self.plan.cost}: "
-                "use cost parameters with it"
-            )
         self.budget = budget
         self.seed = seed
         try:
@@ -143,9 +138,8 @@ class FireflyPlugin(SupervisedPlugin):
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
         amount = int(self.plan.growth * _own(net, self.plan.cost))
-        if self._limit is not None and self.plan.cost == "parameters":
-            amount = min(amount, self._limit - floats(net))
-        if amount < 1:
+        room = None if self._limit is None else self._limit - floats(net)
+        if amount < 1 or (room is not None and room < 1):
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
         recipe = next((p.recipe for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
@@ -165,7 +159,7 @@ class FireflyPlugin(SupervisedPlugin):
                 net,
                 batches,
                 loss,
-                Budget(amount, self.plan.cost),
+                Budget(amount, self.plan.cost, room),
                 self._generator(strategy),
                 autocast,
             )

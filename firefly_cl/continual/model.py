@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -88,9 +87,11 @@ class FireflyModel(MultiTaskModule):
         else:
             if not net.tasks[-1].frozen:
                 net.freeze()
-            widths, reads = self.plan.seed_widths(net), self.plan.reads(net)
-            if self.budget is not None:
-                widths = fitting(net, classes, widths, reads, self.budget)
+            reads = self.plan.reads(net)
+            if self.budget is None:
+                widths = self.plan.seed_widths(net)
+            else:
+                widths = fitting(net, classes, self.plan, reads, self.budget)
             net.begin_task(classes, widths, reads, generator)
         self.tasks[label] = net.current
 
@@ -121,22 +122,26 @@ class FireflyModel(MultiTaskModule):
 
 
 def fitting(
-    net: FireflyNet, classes: int, widths: Mapping[str, int], reads: Selection, budget: int
+    net: FireflyNet, classes: int, plan: Plan, reads: Selection, budget: int
 ) -> dict[str, int]:
     """Seed widths for the next task, made smaller together until the budget (floats) pays them.
 
-    A task that can have no unit of its own still gets its head. Raises ConfigurationError where
-    even that does not fit.
+    Growth keeps what one step may add. A task that can have no unit of its own still gets its
+    head. Raises ConfigurationError where even that does not fit.
     """
+    widths = plan.seed_widths(net)
     left = budget - floats(net)
-    for share in (1 - step / 16 for step in range(17)):
+    seeds = left / (1 + plan.growth) if plan.grow_at else left
+    for share in (1 - step / 64 for step in range(64)):
         smaller = {name: int(share * width) for name, width in widths.items()}
-        if task_floats(net, classes, smaller, reads) <= left:
+        if task_floats(net, classes, smaller, reads) <= seeds:
             return smaller
+    none = dict.fromkeys(widths, 0)
+    if (head := task_floats(net, classes, none, reads)) <= left:
+        return none
     raise ConfigurationError(
         f"the budget of {budget} floats leaves {max(left, 0)} for task {len(net.tasks)}, "
-        f"whose head needs {task_floats(net, classes, {}, reads)}: give a larger budget or start "
-        "narrower"
+        f"whose head needs {head}: give a larger budget or start narrower"
     )
 
 

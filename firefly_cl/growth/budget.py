@@ -14,10 +14,14 @@ COSTS = ("units", "parameters", "flops")
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one growth step may add, counted in units, parameters (floats stored) or FLOPs."""
+    """How much one growth step may add, counted in units, parameters (floats stored) or FLOPs.
+
+    floats: how many numbers it may add besides, whatever it is counted in (None: no limit).
+    """
 
     amount: int
     cost: str = "units"
+    floats: int | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a cost that is not known or an amount below 1."""

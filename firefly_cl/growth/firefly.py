@@ -7,7 +7,7 @@ Growing Neural Networks", arXiv 2102.08574.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ class Firefly:
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
             room = room_to_double(net, list(costs))
-            kept = select(scored, budget, room, lambda more: growth_cost(net, more, budget.cost))
+            kept = select(scored, budget, room, lambda more: _together(net, more, budget))
             return Growth(commit(net, candidates, kept, self.reach), kept)
 
     def search(
@@ -197,6 +197,13 @@ class Firefly:
                 "or look for damaged inputs"
             )
         return value
+
+
+def _together(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
+    """Cost of `more` units by space; beyond the budget where they need too many floats."""
+    if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
+        return budget.amount + 1
+    return growth_cost(net, more, budget.cost)
 
 
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

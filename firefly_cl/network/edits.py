@@ -175,9 +175,10 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
 
     The copies take over what the task's own rows and its head gave the originals; the
     originals stay as they are for every earlier task. units: (k,) numbers of older units that
-    the task reads; the copies stand in ascending order of these, however they are given. offsets: as in `split`, added to the copies' rows. Batch-norm statistics of a
-    copy stay those of its original. Raises EditError, also where the task does not read
-    everything that an original reads; SpaceFixed.
+    the task reads; the copies stand in ascending order of these, however they are given.
+    offsets: as in `split`, added to the copies' rows. Batch-norm statistics of a copy stay those
+    of its original. Raises EditError, also where the task does not read everything that an
+    original reads; SpaceFixed.
     """
     _check_open(net, space)
     units = units.to(torch.int64).cpu()

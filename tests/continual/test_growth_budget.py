@@ -49,9 +49,13 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
     assert len(strategy.net.tasks) == 1
 
 
-def test_budget_and_growth_must_count_alike() -> None:
-    with pytest.raises(ConfigurationError, match="growth is paid in units"):
-        growing(plan=dataclasses.replace(PLAN, cost="units"), budget=10**6)
+@pytest.mark.parametrize("cost", ["units", "flops"])
+def test_floats_are_limited_whatever_growth_is_counted_in(cost: str) -> None:
+    strategy = growing(plan=dataclasses.replace(PLAN, cost=cost, growth=1.0), budget=900)
+    for experience in stream_of(TASKS).train_stream:
+        strategy.train(experience)
+        assert floats(strategy.net) <= 900
+    assert strategy.firefly.events
 
 
 @pytest.mark.parametrize("name", ["mlp", "concat", "resnet9", "mobilenetv1"])

@@ -200,7 +200,7 @@ UNSUPPORTED: dict[str, tuple[Forward, str]] = {
         "broadcast",
     ),
     "cat of rows": (lambda m, x: m.head4(pooled(torch.cat([m.a(x), m.b(x)], 2))), "cat"),
-    "partial mean": (lambda m, x: m.head5(m.long(m.a(x).mean(1))), "mean"),
+    "partial mean": (lambda m, x: m.head8(m.a(x).mean((1, 2))), "mean"),
     "odd reshape": (lambda m, x: m.head4(m.a(x).reshape(-1, 4)), "not a flatten"),
     "slice": (lambda m, x: m.head4(pooled(m.a(x)[:, :4])), "getitem"),
     "transpose": (lambda m, x: m.head4(pooled(m.a(x).transpose(2, 3))), "transpose"),

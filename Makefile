@@ -63,7 +63,7 @@ $(VENV)/.created:
 		echo "$(PYTHON) is $$($(PYTHON) --version 2>&1): firefly_cl needs Python 3.10 or newer;" \
 			"name one (make PYTHON=python3.12)"; \
 		exit 1; } >&2
-	@$(PYTHON) -m venv --clear $(VENV) || { \
+	@$(PYTHON) -m venv $(VENV) || { \
 		echo "$(PYTHON) cannot create $(VENV): install its venv module (Debian, Ubuntu:" \
 			"apt install python3-venv)"; \
 		exit 1; } >&2

@@ -45,15 +45,9 @@ _CIFAR = Preset(
     },
     strategies={
         "firefly": {
-            "budget": 6_800_000,
-            "options": {
-                "seed": "0.5",
-                "shared": "0.67",
-                "private": "1.0",
-                "growth": "0.2",
-                "cost": "flops",
-                "grow_at": "0.25",
-            },
+            "width": 0.2,
+            "budget": 9_000_000,
+            "options": {"seed": "0.3", "growth": "0.2", "cost": "flops", "grow_at": "0.25"},
         },
     },
 )

@@ -17,7 +17,7 @@ from torch import Tensor
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.network import FireflyNet, extract, floats
-from firefly_cl.network.edits import migrate
+from firefly_cl.network.rebuild import migrate
 from firefly_cl.scenarios import SCENARIOS, Batches, Images, Scenario, ScenarioOptions
 from firefly_cl.zoo import BACKBONES
 

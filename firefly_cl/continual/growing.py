@@ -23,8 +23,8 @@ from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
 from firefly_cl.network import FireflyNet, floats, own_flops
-from firefly_cl.network.edits import migrate
 from firefly_cl.network.modes import evaluation
+from firefly_cl.network.rebuild import migrate
 
 
 class FireflyPlugin(SupervisedPlugin):

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firefly_cl.network import FireflyNet, Selection, Space
-from firefly_cl.network.edits import Rows, copied_norm, copied_rows, drawn_rows, own_channels
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
+from firefly_cl.network.rebuild import Rows
+from firefly_cl.network.rows import copied_norm, copied_rows, drawn_rows, own_channels
 from firefly_cl.network.space import positions
 
 

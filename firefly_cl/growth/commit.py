@@ -11,8 +11,9 @@ from torch import Tensor
 from firefly_cl.growth.budget import Candidate
 from firefly_cl.growth.candidates import Candidates, SpaceCandidates
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.edits import Edit, split, unlock, widen
+from firefly_cl.network.edits import split, unlock, widen
 from firefly_cl.network.layers import GrowableLayer, Statistics
+from firefly_cl.network.rebuild import Edit
 
 
 @dataclass

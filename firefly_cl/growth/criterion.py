@@ -13,7 +13,7 @@ from torch import Tensor
 from firefly_cl.errors import EditError
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.edits import Edit
+from firefly_cl.network.rebuild import Edit
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Model, Any], Tensor]

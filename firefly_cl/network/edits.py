@@ -3,103 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from firefly_cl.errors import EditError, SpaceFixed
 from firefly_cl.network.graph import MAPS, Node
-from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm, NormBlock, Statistics
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
 from firefly_cl.network.net import FireflyNet
-from firefly_cl.network.space import (
-    Layout,
-    Segment,
-    Selection,
-    Space,
-    channel_count,
-    channel_sources,
-    expand,
-    positions,
+from firefly_cl.network.rebuild import Edit, Fresh, Rows, rebuild
+from firefly_cl.network.rows import (
+    copied_norm,
+    copied_rows,
+    drawn_rows,
+    growable_layer,
+    own_block,
+    own_channels,
+    read_channels,
 )
+from firefly_cl.network.space import Layout, Segment, Space, channel_count, expand
 
 Values = Mapping[str, Tensor]
 """Tensors by node name."""
-
-
-@dataclass(frozen=True)
-class Moved:
-    """One parameter that an edit replaced.
-
-    rows, columns: for each row and column of `new` its number in `old`, -1 for a fresh one;
-    None where that dimension did not change.
-    """
-
-    name: str
-    old: nn.Parameter
-    new: nn.Parameter
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-
-    def carry(self, state: Tensor) -> Tensor:
-        """A tensor shaped like `old` (momentum, say) as one shaped like `new`; zero where fresh."""
-        for dim, sources in ((0, self.rows), (1, self.columns)):
-            if sources is not None:
-                state = _gather(state, dim, sources)
-        return state
-
-
-@dataclass
-class Edit:
-    """What an edit did: the parameters it replaced, and where the units of a space went.
-
-    units: for each of the newest task's units after the edit its number before it, -1: fresh; a
-    number that comes twice is a split unit. widths: the task's units by space before the edit.
-    """
-
-    space: str
-    units: Tensor
-    widths: Mapping[str, int]
-    moved: list[Moved] = field(default_factory=list)
-
-    def carry_rows(self, layer: GrowableLayer, values: Tensor) -> Tensor:
-        """Values by own row of a layer, made before the edit, as they stand after it."""
-        if all(s.space != self.space for s in layer.writes):
-            return values
-        before, _ = channel_sources(layer.writes, self.space, self.units, self.widths)
-        return _gather(values, 0, before)
-
-    def carry_columns(self, layer: GrowableLayer, values: Tensor) -> Tensor:
-        """Values by own column of a layer; a split unit's go half to each of the two."""
-        if layer.per_unit or all(s.space != self.space for s in layer.reads):
-            return values
-        before, unit = channel_sources(layer.reads, self.space, self.units, self.widths)
-        carried = _gather(values, 1, before)
-        sources = self.units.clamp(min=0)
-        counts = torch.bincount(sources, (self.units >= 0).to(torch.float64))
-        twice = (self.units >= 0) & (counts[sources] > 1)
-        halved = ((unit >= 0) & twice[unit.clamp(min=0)]).nonzero().flatten()
-        carried[:, halved] *= 0.5
-        return carried
-
-
-def migrate(optimizer: torch.optim.Optimizer, edit: Edit) -> None:
-    """Put an edit's new parameters into `optimizer`, with the state of every surviving unit."""
-    by_old = {id(moved.old): moved for moved in edit.moved}
-    for group in optimizer.param_groups:
-        for i, parameter in enumerate(group["params"]):
-            moved = by_old.get(id(parameter))
-            if moved is None:
-                continue
-            group["params"][i] = moved.new
-            state = optimizer.state.pop(parameter, None)
-            if state is not None:
-                optimizer.state[moved.new] = {
-                    key: moved.carry(value)
-                    if isinstance(value, Tensor) and value.shape == parameter.shape
-                    else value
-                    for key, value in state.items()
-                }
 
 
 def widen(
@@ -132,8 +57,8 @@ def widen(
             raise EditError(f"outgoing columns of {name} cannot have shape {tuple(given.shape)}")
     for name, statistics in (norms or {}).items():
         _check_statistics(net, name, space, statistics, count)
-    fresh = _Fresh(rows, dict(outgoing or {}), dict(norms or {}))
-    return _rebuild(net, space, _appended(net, space, count), fresh)
+    fresh = Fresh(rows, dict(outgoing or {}), dict(norms or {}))
+    return rebuild(net, space, _appended(net, space, count), fresh)
 
 
 def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = None) -> Edit:
@@ -153,18 +78,20 @@ def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = N
     copies = torch.arange(width, width + len(units))
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
-    edit = _rebuild(net, space, sources, _Fresh())
+    edit = rebuild(net, space, sources, Fresh())
     with torch.no_grad():
         for node in net.consumers(space):
             block = own_block(net, node.name)
-            at = own_channels(net, _layer(net, node.name).reads, space, torch.cat([units, copies]))
+            at = own_channels(
+                net, growable_layer(net, node.name).reads, space, torch.cat([units, copies])
+            )
             block.from_own[:, at] *= 0.5
         for name, offset in (offsets or {}).items():
             block, old = own_block(net, name), own_block(net, name).from_old.shape[1]
             offset = offset.to(block.from_own)
-            own = edit.carry_columns(_layer(net, name), offset[:, old:])
+            own = edit.carry_columns(growable_layer(net, name), offset[:, old:])
             for sign, moved in ((1.0, units), (-1.0, copies)):
-                at = own_channels(net, _layer(net, name).writes, space, moved)
+                at = own_channels(net, growable_layer(net, name).writes, space, moved)
                 block.from_old[at] += sign * offset[:, :old]
                 block.from_own[at] += sign * own
     return edit
@@ -198,11 +125,11 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
     with torch.no_grad():
         for node in net.consumers(space):
             block = own_block(net, node.name)
-            at = read_channels(net, _layer(net, node.name).reads, space, units)
+            at = read_channels(net, growable_layer(net, node.name).reads, space, units)
             columns[node.name] = block.from_old[:, at].clone()
             block.from_old[:, at] = 0.0
-    fresh = _Fresh(rows, columns, norms, fixed=True)
-    return _rebuild(net, space, _appended(net, space, len(units)), fresh)
+    fresh = Fresh(rows, columns, norms, fixed=True)
+    return rebuild(net, space, _appended(net, space, len(units)), fresh)
 
 
 def prune(net: FireflyNet, space: str, keep: Tensor) -> Edit:
@@ -220,7 +147,7 @@ def prune(net: FireflyNet, space: str, keep: Tensor) -> Edit:
         raise EditError(f"cannot keep units {kept.tolist()} of {space}: it has 0 to {width - 1}")
     if not len(kept):
         _check_read(net, space)
-    return _rebuild(net, space, kept, _Fresh())
+    return rebuild(net, space, kept, Fresh())
 
 
 def insert(
@@ -309,136 +236,7 @@ def insert(
     return space
 
 
-# --- the one rebuilding step that edits share -----------------------------------------------
-
-
-@dataclass
-class Rows:
-    """Rows of fresh units in one layer: weight over older columns, then own ones; bias."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-
-@dataclass
-class _Fresh:
-    """What an edit puts into fresh units, by node, in their order; zero where it says nothing."""
-
-    rows: dict[str, Rows] = field(default_factory=dict)
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    norms: dict[str, Statistics] = field(default_factory=dict)
-    fixed: bool = False
-
-
-def _rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: _Fresh) -> Edit:
-    """Rearrange the newest task's own units of one space in every layer that knows it.
-
-    sources: (k,) for each unit afterwards its number before, -1 for a fresh one.
-    """
-    task = net.current
-    widths = {name: s.width(task) for name, s in net.spaces.items()}
-    edit = Edit(space, sources, widths)
-
-    def follow(layout: Layout) -> Tensor | None:
-        if all(s.space != space for s in layout):
-            return None
-        return channel_sources(layout, space, sources, widths)[0]
-
-    for name, layer in net.layers.items():
-        if isinstance(layer, GrowableNorm):
-            before, norm = follow(layer.writes), layer.block(task)
-            if before is not None and norm is not None:
-                _rebuild_norm(edit, name, norm, before, fresh.norms.get(name), fresh.fixed)
-        elif isinstance(layer, GrowableLayer):
-            block = layer.block(task)
-            rows = follow(layer.writes)
-            columns = None if layer.per_unit else follow(layer.reads)
-            if block is not None and (rows is not None or columns is not None):
-                _rebuild_block(edit, name, block, rows, columns, fresh)
-    net.spaces[space].widths[task] = len(sources)
-    for moved in edit.moved:
-        moved.new.requires_grad_(moved.old.requires_grad)
-    net.forget_plans()
-    return edit
-
-
-def _rebuild_block(
-    edit: Edit,
-    name: str,
-    block: Block,
-    rows: Tensor | None,
-    columns: Tensor | None,
-    fresh: _Fresh,
-) -> None:
-    before = dict(block.named_parameters())
-    values = {key: parameter.detach().clone() for key, parameter in before.items()}
-    if rows is not None:
-        values = {key: _gather(value, 0, rows) for key, value in values.items()}
-        at, given = (rows < 0).nonzero().flatten(), fresh.rows.get(name)
-        if given is not None and len(at):
-            old = values["from_old"].shape[1]
-            values["from_old"][at] = given.weight[:, :old].to(values["from_old"])
-            values["from_own"][at] = given.weight[:, old:].to(values["from_own"])
-            if given.bias is not None and "bias" in values:
-                values["bias"][at] = given.bias.to(values["bias"])
-    if columns is not None:
-        values["from_own"] = _gather(values["from_own"], 1, columns)
-        at, filling = (columns < 0).nonzero().flatten(), fresh.columns.get(name)
-        if filling is not None and len(at):
-            if rows is not None:
-                filling = _gather(filling, 0, rows)
-            values["from_own"][:, at] = filling.to(values["from_own"])
-    for key, parameter in before.items():
-        if rows is None and key != "from_own":
-            continue
-        new = nn.Parameter(values[key])
-        setattr(block, key, new)
-        edit.moved.append(Moved(name, parameter, new, rows, columns if key == "from_own" else None))
-
-
-def _rebuild_norm(
-    edit: Edit,
-    name: str,
-    block: NormBlock,
-    before: Tensor,
-    given: Statistics | None,
-    fixed: bool,
-) -> None:
-    at = (before < 0).nonzero().flatten()
-    n = len(at)
-    like = block.running_mean
-    values = given or Statistics(like.new_zeros(n), like.new_ones(n), None, None)
-    block.running_mean = _gather(block.running_mean, 0, before)
-    block.running_var = _gather(block.running_var, 0, before)
-    block.fixed = _gather(block.fixed, 0, before)
-    if n:
-        block.running_mean[at] = values.mean.to(like)
-        block.running_var[at] = values.var.to(like)
-        block.fixed[at] = fixed
-    for key, parameter in list(block.named_parameters()):
-        moved = _gather(parameter.detach(), 0, before)
-        if n:
-            filling = values.weight if key == "weight" else values.bias
-            default = 1.0 if key == "weight" else 0.0
-            moved[at] = default if filling is None else filling.detach().to(moved)
-        new = nn.Parameter(moved)
-        setattr(block, key, new)
-        edit.moved.append(Moved(f"{name}.{key}", parameter, new, before))
-
-
-def _gather(value: Tensor, dim: int, sources: Tensor) -> Tensor:
-    """Rows or columns by number, zero where the number is -1."""
-    sources = sources.to(value.device)
-    if value.shape[dim] == 0:
-        shape = list(value.shape)
-        shape[dim] = len(sources)
-        return value.new_zeros(shape)
-    out = value.index_select(dim, sources.clamp(min=0))
-    fresh = (sources < 0).nonzero().flatten()
-    return out.index_fill(dim, fresh, 0) if len(fresh) else out
-
-
-# --- what edits look up ---------------------------------------------------------------------
+# --- what edits refuse -----------------------------------------------------------------------
 
 
 def _check_open(net: FireflyNet, space: str) -> None:
@@ -454,7 +252,7 @@ def _check_read(net: FireflyNet, space: str) -> None:
     """Raise EditError if a layer would read nothing once a space has no own units."""
     for node in net.consumers(space):
         block = own_block(net, node.name)
-        left = [s for s in _layer(net, node.name).reads if s.space != space]
+        left = [s for s in growable_layer(net, node.name).reads if s.space != space]
         own = channel_count(tuple(left), net.owned_units(net.current))
         if block.rows and not block.from_old.shape[1] and not own:
             raise EditError(f"{node.name} would read no unit: keep one of {space} at least")
@@ -469,56 +267,8 @@ def _appended(net: FireflyNet, space: str, count: int) -> Tensor:
     return torch.cat([torch.arange(width), torch.full((count,), -1)])
 
 
-def _layer(net: FireflyNet, name: str) -> GrowableLayer:
-    layer = net.layers[name] if name in net.layers else None
-    if not isinstance(layer, GrowableLayer):
-        raise EditError(f"{name!r} is not a layer of the network")
-    return layer
-
-
-def own_block(net: FireflyNet, name: str) -> Block:
-    """The newest task's rows of a layer; raises EditError if it has none."""
-    block = _layer(net, name).block(net.current)
-    if block is None:
-        raise EditError(f"task {net.current} has no rows in {name}")
-    return block
-
-
-def _only(net: FireflyNet, space: str, units: Tensor) -> Selection:
-    """A selection of units of one space and none of the others."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return {name: units if name == space else none for name in net.spaces}
-
-
-def own_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
-    """Channels of own units (numbered from 0) among a task's own channels."""
-    owned = net.owned_units(net.current)
-    return positions(layout, owned, _only(net, space, owned[space][units]))[0]
-
-
-def read_channels(net: FireflyNet, layout: Layout, space: str, units: Tensor) -> Tensor:
-    """Channels of older units among those that the newest task reads."""
-    return positions(layout, net.tasks[-1].reads, _only(net, space, units))[0]
-
-
-def drawn_rows(
-    net: FireflyNet, space: str, count: int, generator: torch.Generator | None
-) -> dict[str, Rows]:
-    """He-initialised rows for `count` new units, for every producer of a space."""
-    rows = {}
-    for node in net.producers(space):
-        block = own_block(net, node.name)
-        repeat = sum(s.repeat for s in node.layout if s.space == space)
-        old = block.from_old.shape[1]
-        shape = (count * repeat, old + block.from_own.shape[1], *block.from_own.shape[2:])
-        weight = torch.randn(shape, generator=generator)
-        fan_in = max(weight[0].numel(), 1)
-        rows[node.name] = Rows((weight * (2.0 / fan_in) ** 0.5).to(block.from_own))
-    return rows
-
-
 def _check_offset(net: FireflyNet, name: str, space: str, offset: Tensor, units: int) -> None:
-    layer, block = _layer(net, name), own_block(net, name)
+    layer, block = growable_layer(net, name), own_block(net, name)
     rows = units * sum(s.repeat for s in layer.writes if s.space == space)
     if not rows:
         raise EditError(f"{name} has no rows in {space}: give offsets to its own layers only")
@@ -532,7 +282,7 @@ def _outgoing_shape(net: FireflyNet, name: str, space: str, units: int) -> tuple
     """Shape of the columns of some new units in a layer that reads them."""
     if name not in {node.name for node in net.consumers(space)}:
         raise EditError(f"{name} does not read {space}: give outgoing columns to what does")
-    layer = _layer(net, name)
+    layer = growable_layer(net, name)
     columns = units * sum(s.repeat for s in layer.reads if s.space == space)
     return (own_block(net, name).rows, columns, *layer.kernel)
 
@@ -547,41 +297,3 @@ def _check_statistics(
     for value in (statistics.mean, statistics.var, statistics.weight, statistics.bias):
         if value is not None and tuple(value.shape) != (channels,):
             raise EditError(f"statistics of {name} have shape {tuple(value.shape)}: ({channels},)")
-
-
-def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:
-    """The rows of older units as rows of the newest task."""
-    layer, own = _layer(net, name), own_block(net, name)
-    shape = (own.from_old.shape[1] + own.from_own.shape[1], *own.from_own.shape[2:])
-    repeat = sum(s.repeat for s in layer.writes if s.space == space)
-    weight = own.from_own.new_zeros(len(units) * repeat, *shape)
-    bias = weight.new_zeros(len(weight)) if own.bias is not None else None
-    chosen = _only(net, space, units)
-    for owner in range(net.current):
-        block, owned = layer.block(owner), net.owned_units(owner)
-        of_owner = _only(net, space, owned[space][torch.isin(owned[space], units)])
-        if block is None or not len(of_owner[space]):
-            continue
-        there, _ = positions(layer.writes, owned, of_owner)
-        here, _ = positions(layer.writes, chosen, of_owner)
-        if layer.per_unit:
-            weight[here] = block.from_own.detach()[there]
-        else:
-            columns, found = positions(layer.reads, net.tasks[-1].reads, net.read_units(owner))
-            if not bool(found.all()):
-                raise EditError(
-                    f"cannot unlock units of task {owner} in {space}: the newest task does not "
-                    f"read everything that their rows in {name} read"
-                )
-            whole = layer.whole_rows(owner, net.read_units, net.owned_units)[there]
-            weight[here[:, None], columns] = whole
-        if bias is not None and block.bias is not None:
-            bias[here] = block.bias.detach()[there]
-    return Rows(weight, bias)
-
-
-def copied_norm(net: FireflyNet, name: str, space: str, units: Tensor) -> Statistics:
-    """Statistics and affine parameters of older units."""
-    norm = net.layers[name]
-    assert isinstance(norm, GrowableNorm)
-    return norm.assemble(range(net.current), _only(net, space, units), net.owned_units)

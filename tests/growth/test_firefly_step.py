@@ -30,7 +30,8 @@ from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Model
 from firefly_cl.growth.firefly import Firefly
 from firefly_cl.network import FireflyNet, floats, flops
-from firefly_cl.network.edits import migrate, prune, widen
+from firefly_cl.network.edits import prune, widen
+from firefly_cl.network.rebuild import migrate
 
 Batch = tuple[Tensor, Tensor]
 

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.network import FireflyNet, extract
-from firefly_cl.network.edits import Edit, insert, migrate, prune, split, unlock, widen
+from firefly_cl.network.edits import insert, prune, split, unlock, widen
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
+from firefly_cl.network.rebuild import Edit, migrate
 
 
 @dataclass(frozen=True)

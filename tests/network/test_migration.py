@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from growing_nets import VARIED, images, net_of, seeded, train_steps, two_tasks
 
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.edits import Edit, Moved, migrate, prune, split, unlock, widen
+from firefly_cl.network.edits import prune, split, unlock, widen
+from firefly_cl.network.rebuild import Edit, Moved, migrate
 
 
 def trained(name: str, kind: str) -> tuple[FireflyNet, torch.optim.Optimizer]:

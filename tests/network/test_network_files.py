@@ -29,8 +29,9 @@ from hypothesis import strategies as st
 
 from firefly_cl.errors import FileError
 from firefly_cl.network import FireflyNet, extract, floats, load_net, save_net
-from firefly_cl.network.edits import insert, migrate, split, unlock, widen
+from firefly_cl.network.edits import insert, split, unlock, widen
 from firefly_cl.network.files import SCHEMA
+from firefly_cl.network.rebuild import migrate
 
 
 def varied_net(name: str, dtype: torch.dtype = torch.float32) -> FireflyNet:

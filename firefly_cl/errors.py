@@ -25,6 +25,10 @@ class EditError(FireflyError):
     """A structural edit that cannot be made; the network is as it was."""
 
 
+class BudgetTooSmall(EditError):
+    """A growth budget that does not pay for one unit; the message says what the cheapest costs."""
+
+
 class SpaceFixed(EditError):
     """The space is a network input or a head and can neither grow nor shrink."""
 

@@ -18,7 +18,7 @@ from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.errors import BudgetTooSmall, ConfigurationError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
@@ -163,7 +163,7 @@ class FireflyPlugin(SupervisedPlugin):
                 self._generator(strategy),
                 autocast,
             )
-        except EditError:
+        except BudgetTooSmall:
             return None
         for edit in growth.edits:
             migrate(strategy.optimizer, edit)

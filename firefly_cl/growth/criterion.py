@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import EditError
+from firefly_cl.errors import BudgetTooSmall, EditError
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
@@ -69,8 +69,7 @@ class Criterion(Protocol):
 def open_spaces(net: FireflyNet, budget: Budget) -> dict[str, int]:
     """Spaces in which the newest task could grow, with the cost of one unit in each.
 
-    Raises EditError when there is none, or when the budget does not pay for one unit (it says
-    how much the cheapest costs).
+    Raises EditError when there is none, BudgetTooSmall when the budget does not pay for one unit.
     """
     if not net.tasks or net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before growing")
@@ -83,7 +82,7 @@ def open_spaces(net: FireflyNet, budget: Budget) -> dict[str, int]:
         raise EditError("the network has nothing to grow: every space is its input or its head")
     cheapest = min(costs.values())
     if cheapest > budget.amount:
-        raise EditError(
+        raise BudgetTooSmall(
             f"a growth budget of {budget.amount} {budget.cost} buys no unit: the cheapest costs "
             f"{cheapest}"
         )

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.edits import unlock
+from firefly_cl.network.execution import Execution, Streams
+from firefly_cl.network.graph import Node
+from firefly_cl.network.layers import Statistics
+from firefly_cl.network.rebuild import Edit
+from firefly_cl.network.rows import only
+from firefly_cl.network.space import positions
 from firefly_cl.zoo import BACKBONES
 
 NAMES = BACKBONES.names()
@@ -117,6 +124,29 @@ def answers(net: FireflyNet, x: Tensor, training: bool = False) -> list[Tensor]:
             value.copy_(buffers[key])
     net.train(mode)
     return found
+
+
+@torch.no_grad()
+def unlock_on(net: FireflyNet, x: Tensor, space: str, units: Tensor) -> Edit:
+    """Unlock with the statistics that older units have in `x`, as training normalises by them."""
+    units = units.sort().values
+    found: dict[str, Statistics] = {}
+
+    class Measuring(Execution):
+        def norm(self, node: Node, value: Streams) -> Streams:
+            if any(s.space == space for s in node.layout):
+                active = self.net.tasks[-1].active
+                sorted_units = units.sort().values
+                at, _ = positions(node.layout, active, only(self.net, space, sorted_units))
+                channels = value["old"][:, at]
+                var, mean = torch.var_mean(
+                    channels, [0, *range(2, x.dim())][: channels.dim() - 1], correction=0
+                )
+                found[node.name] = Statistics(mean, var, None, None)
+            return super().norm(node, value)
+
+    Measuring(net, net.current).run(x)
+    return unlock(net, space, units, norms=found)
 
 
 def snapshot(net: FireflyNet) -> dict[str, Tensor]:

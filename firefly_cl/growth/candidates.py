@@ -30,7 +30,8 @@ class SpaceCandidates:
     copies, columns, ...), each unit's d. incoming: per producer, rows of new units. outgoing: per
     consumer, (rows, columns of new units, ...). split_gates (splits,), copy_gates (copies,),
     new_gates (news,): the eps of each candidate. originals, original_norms: what copies start
-    from, per producer and norm. statistics: per norm, those of the last batch on new units.
+    from, per producer and norm. statistics: per norm, those of the last batch on copies, then on
+    new units.
     """
 
     splits: int
@@ -342,19 +343,20 @@ class CandidateExecution(Execution):
                 None if own.bias is None else own.bias.detach()[at],
             )
             copied = candidates.original_norms[node.name]
-            first = base + 2 * len(at) + len(copied.mean)
-            channels = torch.arange(first, first + candidates.news * segment.repeat)
-            mean, var = _batch_statistics(x[:, channels])
+            first = base + 2 * len(at)
+            n_copies, n_news = len(copied.mean), candidates.news * segment.repeat
+            mean, var = _batch_statistics(x[:, first : first + n_copies + n_news])
+            found = Statistics(mean.to(own.running_mean), var.to(own.running_var), None, None)
+            candidates.statistics[node.name] = found
             news = Statistics(
-                mean.to(own.running_mean),
-                var.to(own.running_var),
-                None if own.weight is None else torch.ones_like(mean),
-                None if own.bias is None else torch.zeros_like(mean),
+                found.mean[n_copies:],
+                found.var[n_copies:],
+                None if own.weight is None else own.weight.new_ones(n_news),
+                None if own.bias is None else own.bias.new_zeros(n_news),
             )
-            candidates.statistics[node.name] = news
             parts += [splits, splits, copied, news]
-            fresh.append(channels)
-            base = first + len(channels)
+            base = first + n_copies + n_news
+            fresh.append(torch.arange(base - n_news, base))
         joined = Statistics(
             torch.cat([p.mean for p in parts]),
             torch.cat([p.var for p in parts]),

@@ -96,11 +96,9 @@ def _commit_kind(
     if kind == "split":
         return split(net, space, units, winners.rows)
     if kind == "unlock":
-        return unlock(net, space, units, winners.rows)
-    norms = {
-        name: _some(statistics, units, candidates.news)
-        for name, statistics in candidates.statistics.items()
-    }
+        norms = _statistics(candidates, torch.searchsorted(candidates.copies, units))
+        return unlock(net, space, units, winners.rows, norms)
+    norms = _statistics(candidates, len(candidates.copies) + units)
     return widen(net, space, len(units), winners.rows, winners.columns, norms)
 
 
@@ -124,6 +122,10 @@ def _scaled(value: Tensor, dim: int, by: Tensor) -> Tensor:
     return value * by.repeat_interleave(value.shape[dim] // len(by)).to(value).view(shape)
 
 
-def _some(statistics: Statistics, units: Tensor, total: int) -> Statistics:
-    mean, var = (_picked(v, 0, units, total) for v in (statistics.mean, statistics.var))
-    return Statistics(mean, var, None, None)
+def _statistics(candidates: SpaceCandidates, at: Tensor) -> dict[str, Statistics]:
+    """What some copies and new units had in the last batch, by norm."""
+    total = len(candidates.copies) + candidates.news
+    return {
+        name: Statistics(*(_picked(v, 0, at, total) for v in (found.mean, found.var)), None, None)
+        for name, found in candidates.statistics.items()
+    }

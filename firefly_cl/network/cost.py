@@ -46,11 +46,9 @@ def mask_bits(net: FireflyNet) -> int:
 
 
 def stored_bytes(net: FireflyNet) -> int:
-    """Bytes of all numbers, masks, and the flags of fixed statistics (one bit a channel)."""
+    """Bytes of all numbers and masks."""
     numbers = list(net.parameters()) + list(net.buffers())
-    flags = sum(t.numel() for t in numbers if not t.is_floating_point())
-    size = sum(t.numel() * t.element_size() for t in numbers if t.is_floating_point())
-    return size + (mask_bits(net) + flags + 7) // 8
+    return sum(t.numel() * t.element_size() for t in numbers) + (mask_bits(net) + 7) // 8
 
 
 def flops(net: FireflyNet, task: int | None = None) -> int:

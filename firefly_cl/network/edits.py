@@ -97,15 +97,24 @@ def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = N
     return edit
 
 
-def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = None) -> Edit:
+def unlock(
+    net: FireflyNet,
+    space: str,
+    units: Tensor,
+    offsets: Values | None = None,
+    norms: Mapping[str, Statistics] | None = None,
+) -> Edit:
     """Copy frozen older units into the newest task, where they may train.
 
     The copies take over what the task's own rows and its head gave the originals; the
     originals stay as they are for every earlier task. units: (k,) numbers of older units that
     the task reads; the copies stand in ascending order of these, however they are given.
-    offsets: as in `split`, added to the copies' rows. Batch-norm statistics of a copy stay those
-    of its original. Raises EditError, also where the task does not read everything that an
-    original reads; SpaceFixed.
+    offsets: as in `split`, added to the copies' rows. norms: for each norm the mean and variance
+    that the units have in the newest task's data, in the order of `units`. Copies train with the
+    statistics of their batches, so that these become theirs, and their affine map makes up for
+    the difference: no function changes in evaluation, and little in training. Without them
+    copies keep the statistics of their originals. Raises EditError, also where the task does not
+    read everything that an original reads; SpaceFixed.
     """
     _check_open(net, space)
     units = units.to(torch.int64).cpu()
@@ -114,13 +123,20 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
         raise EditError(f"cannot unlock units {units.tolist()} of {space}: the task must read them")
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
+    for name, statistics in (norms or {}).items():
+        _check_statistics(net, name, space, statistics, len(units))
     units, order = units.sort()
     rows = {node.name: copied_rows(net, node.name, space, units) for node in net.producers(space)}
     for name, offset in (offsets or {}).items():
         weight = rows[name].weight
         at = expand(order, len(weight) // len(units))
         rows[name] = Rows(weight + offset.to(weight)[at.to(weight.device)], rows[name].bias)
-    norms = {node.name: copied_norm(net, node.name, space, units) for node in net.norms(space)}
+    copied = {node.name: copied_norm(net, node.name, space, units) for node in net.norms(space)}
+    for name, found in (norms or {}).items():
+        norm = net.layers[name]
+        assert isinstance(norm, GrowableNorm)
+        at = expand(order, len(found.mean) // len(units)).to(found.mean.device)
+        copied[name] = norm.restated(copied[name], found.mean[at], found.var[at])
     columns = {}
     with torch.no_grad():
         for node in net.consumers(space):
@@ -128,7 +144,7 @@ def unlock(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = 
             at = read_channels(net, growable_layer(net, node.name).reads, space, units)
             columns[node.name] = block.from_old[:, at].clone()
             block.from_old[:, at] = 0.0
-    fresh = Fresh(rows, columns, norms, fixed=True)
+    fresh = Fresh(rows, columns, copied)
     return rebuild(net, space, _appended(net, space, len(units)), fresh)
 
 

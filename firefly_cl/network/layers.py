@@ -168,15 +168,10 @@ class GrowableLayer(nn.Module):
 
 
 class NormBlock(nn.Module):
-    """Batch-norm parameters and statistics of the channels that one task owns.
-
-    `fixed` marks channels that keep their statistics in training too: copies of frozen units,
-    whose function must not move before their weights do.
-    """
+    """Batch-norm parameters and statistics of the channels that one task owns."""
 
     running_mean: Tensor
     running_var: Tensor
-    fixed: Tensor
 
     def __init__(self, channels: int, affine: bool, like: Tensor) -> None:
         super().__init__()
@@ -184,7 +179,6 @@ class NormBlock(nn.Module):
         self.bias = nn.Parameter(like.new_zeros(channels)) if affine else None
         self.register_buffer("running_mean", like.new_zeros(channels))
         self.register_buffer("running_var", like.new_ones(channels))
-        self.register_buffer("fixed", torch.zeros(channels, dtype=torch.bool, device=like.device))
 
 
 @dataclass
@@ -230,25 +224,20 @@ class GrowableNorm(nn.Module):
         mean, var = block.running_mean, block.running_var
         if not training:
             return self.evaluate(x, Statistics(mean, var, block.weight, block.bias))
-        if not bool(block.fixed.any()):
-            return F.batch_norm(
-                x, mean, var, block.weight, block.bias, True, self.momentum, self.eps
-            )
-        # autograd keeps the statistics it is given: they must not be written again
-        moved_mean, moved_var = mean.clone(), var.clone()
-        y = F.batch_norm(
-            x, moved_mean, moved_var, block.weight, block.bias, True, self.momentum, self.eps
+        return F.batch_norm(x, mean, var, block.weight, block.bias, True, self.momentum, self.eps)
+
+    def restated(self, by: Statistics, mean: Tensor, var: Tensor) -> Statistics:
+        """The function of `by` with other statistics, its affine map making up for them.
+
+        Without an affine map nothing can make up for them, and `by` comes back.
+        """
+        if by.weight is None or by.bias is None:
+            return by
+        mean, var = mean.to(by.mean), var.to(by.var)
+        slope = by.weight * (by.var + self.eps).rsqrt()
+        return Statistics(
+            mean, var, slope * (var + self.eps).sqrt(), by.bias + slope * (mean - by.mean)
         )
-        kept = block.fixed.nonzero().flatten()
-        fixed = Statistics(
-            mean[kept],
-            var[kept],
-            block.weight[kept] if block.weight is not None else None,
-            block.bias[kept] if block.bias is not None else None,
-        )
-        block.running_mean = torch.where(block.fixed, mean, moved_mean)
-        block.running_var = torch.where(block.fixed, var, moved_var)
-        return y.index_copy(1, kept, self.evaluate(x[:, kept], fixed).to(y.dtype))
 
     def assemble(self, owners: Iterable[int], channels: Selection, owned: UnitsOf) -> Statistics:
         """Statistics of the blocks of `owners`, over selected units."""

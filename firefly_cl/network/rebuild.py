@@ -103,7 +103,6 @@ class Fresh:
     rows: dict[str, Rows] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
     norms: dict[str, Statistics] = field(default_factory=dict)
-    fixed: bool = False
 
 
 def rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: Fresh) -> Edit:
@@ -124,7 +123,7 @@ def rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: Fresh) -> Edit:
         if isinstance(layer, GrowableNorm):
             before, norm = follow(layer.writes), layer.block(task)
             if before is not None and norm is not None:
-                _rebuild_norm(edit, name, norm, before, fresh.norms.get(name), fresh.fixed)
+                _rebuild_norm(edit, name, norm, before, fresh.norms.get(name))
         elif isinstance(layer, GrowableLayer):
             block = layer.block(task)
             rows = follow(layer.writes)
@@ -178,7 +177,6 @@ def _rebuild_norm(
     block: NormBlock,
     before: Tensor,
     given: Statistics | None,
-    fixed: bool,
 ) -> None:
     at = (before < 0).nonzero().flatten()
     n = len(at)
@@ -186,11 +184,9 @@ def _rebuild_norm(
     values = given or Statistics(like.new_zeros(n), like.new_ones(n), None, None)
     block.running_mean = gather(block.running_mean, 0, before)
     block.running_var = gather(block.running_var, 0, before)
-    block.fixed = gather(block.fixed, 0, before)
     if n:
         block.running_mean[at] = values.mean.to(like)
         block.running_var[at] = values.var.to(like)
-        block.fixed[at] = fixed
     for key, parameter in list(block.named_parameters()):
         moved = gather(parameter.detach(), 0, before)
         if n:

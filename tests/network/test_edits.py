@@ -21,6 +21,7 @@ from growing_nets import (
     some,
     train_steps,
     two_tasks,
+    unlock_on,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def test_every_edit_in_every_space_keeps_every_function(name: str, training: boo
     edits = {
         "split": lambda space: split(net, space, torch.tensor([1, 0])),
         "widen": lambda space: widen(net, space, 2, generator=seeded()),
-        "unlock": lambda space: unlock(net, space, torch.tensor([0, 3])),
+        "unlock": lambda space: unlock_on(net, x, space, torch.tensor([0, 3])),
     }
     for kind, edit in edits.items():
         for space in net.growable_spaces():
@@ -74,7 +75,7 @@ def test_edits_keep_functions_in_float32(name: str, training: bool) -> None:
     before = answers(net, x, training)
     for space in net.growable_spaces():
         split(net, space, torch.tensor([0]))
-        unlock(net, space, torch.tensor([1]))
+        unlock_on(net, x, space, torch.tensor([1]))
         widen(net, space, 1, generator=seeded())
     insert(net, insertable(net)[0], 2, generator=seeded())
     assert close(before, answers(net, x, training))
@@ -109,7 +110,7 @@ def test_split_with_offsets_moves_the_halves_apart_and_keeps_their_mean(name: st
             )
 
 
-def apply_random_edit(net: FireflyNet, kind: str, where: int, seed: int) -> None:
+def apply_random_edit(net: FireflyNet, x: torch.Tensor, kind: str, where: int, seed: int) -> None:
     """One edit of a kind at some place, if it is possible there; none changes any function."""
     generator = seeded(seed)
     spaces = net.growable_spaces()
@@ -127,7 +128,7 @@ def apply_random_edit(net: FireflyNet, kind: str, where: int, seed: int) -> None
         units = net.tasks[-1].reads[space]
         try:
             if len(units):
-                unlock(net, space, units[some(len(units), 0.5, generator, least=1)])
+                unlock_on(net, x, space, units[some(len(units), 0.5, generator, least=1)])
         except EditError as error:
             assert "does not read everything" in str(error)
     elif kind == "insert" and insertable(net):
@@ -167,7 +168,7 @@ def test_any_sequence_of_edits_keeps_every_function(
         # to freeze a task ends its use of batch statistics: a function is kept in evaluation
         if kind == "begin":
             before = answers(net, x)
-        apply_random_edit(net, kind, where, seed)
+        apply_random_edit(net, x, kind, where, seed)
         after = answers(net, x, training and kind != "begin")
         assert close(before, after[: len(before)]), (kind, where, seed)
         before = answers(net, x, training)

@@ -78,6 +78,8 @@ class Run:
     """A setting of the strategies as name=value, or STRATEGY.name=value for one of them."""
     validation: float = 0.1
     """Fraction of the training images held out; every decision is made on these."""
+    evaluate_on: str = "test"
+    """test, or validation while settings are chosen: test images are not read then."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder or file of the data, where the scenario needs one."""
     download: Flag = False
@@ -248,6 +250,7 @@ def _run(command: Run, outcomes: list[Outcome]) -> int:
         tasks=command.tasks,
         split_into=command.split_into,
         validation=command.validation,
+        evaluate_on=command.evaluate_on,
         epochs=command.epochs,
         batch_size=command.batch_size,
         learning_rate=command.learning_rate,

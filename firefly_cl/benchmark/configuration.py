@@ -21,6 +21,7 @@ class Cell:
 
     `tasks`: only the first so many are streamed; `split_into`: tasks the classes are cut into;
     `budget`: floats a learner may hold; `recipe`: every field of `Recipe` as plain values.
+    `evaluate_on`: "test", or "validation" while settings are chosen: test images are not read.
     """
 
     scenario: str
@@ -36,14 +37,18 @@ class Cell:
     device: str = "cpu"
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    evaluate_on: str = "test"
 
     def folder(self, out: Path) -> Path:
         """Where its run is kept: OUT/<scenario>/<strategy>-seed<k>."""
         return out / self.scenario / f"{self.strategy}-seed{self.seed}"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain JSON values, exactly as a record gives them back."""
+        """As plain JSON values, exactly as a record gives them back; evaluation on test data,
+        the rule, goes without saying."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        if self.evaluate_on == "test":
+            del plain["evaluate_on"]
         return plain
 
 

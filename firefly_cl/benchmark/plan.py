@@ -33,6 +33,7 @@ class Request:
     tasks: int | None = None
     split_into: int | None = None
     validation: float = 0.1
+    evaluate_on: str = "test"
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -72,6 +73,12 @@ def check(request: Request) -> None:
         raise ConfigurationError(
             f"--validation is {request.validation}: give a fraction from 0 to below 1"
         )
+    if request.evaluate_on not in ("test", "validation"):
+        raise ConfigurationError(
+            f"--evaluate-on is {request.evaluate_on!r}: give test or validation"
+        )
+    if request.evaluate_on == "validation" and not request.validation:
+        raise ConfigurationError("--evaluate-on validation needs a --validation above 0")
     parse_settings(request.recipe, "--recipe")
     _options(request, "")
 
@@ -103,6 +110,7 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
         tasks=request.tasks,
         split_into=request.split_into,
         validation=request.validation,
+        evaluate_on=request.evaluate_on,
         device=request.device,
         recipe=recipe_as_json(recipe),
         options={**preset.options, **_options(request, strategy)},

@@ -19,7 +19,7 @@ from firefly_cl.benchmark.records import Record
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
 """Sizes are of everything kept after the last task; FLOPs of one image, averaged over tasks."""
 
-_SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation")
+_SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def summaries(records: Sequence[Record]) -> list[ScenarioSummary]:
             number += 1
         taken.add(name)
         title = f"{scenario}, {tasks} {'task' if tasks == 1 else 'tasks'}"
+        if "evaluate_on" in group[0].configuration:
+            title += f", {group[0].configuration['evaluate_on']} images"
         result.append(ScenarioSummary(scenario, name, title, _by_strategy(group)))
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,7 +101,14 @@ class _Scenarios:
     def of(self, cell: Cell) -> Scenario:
         from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
 
-        key = (cell.scenario, cell.seed, cell.tasks, cell.split_into, cell.validation)
+        key = (
+            cell.scenario,
+            cell.seed,
+            cell.tasks,
+            cell.split_into,
+            cell.validation,
+            cell.evaluate_on,
+        )
         if self._scenario is None or key != self._key:
             options = ScenarioOptions(
                 data_dir=self._data_dir,
@@ -111,6 +118,9 @@ class _Scenarios:
                 first_tasks=cell.tasks,
                 validation=cell.validation,
             )
-            self._scenario = SCENARIOS.get(cell.scenario)(options)
-            self._key = key
+            scenario = SCENARIOS.get(cell.scenario)(options)
+            if cell.evaluate_on == "validation":
+                tasks = tuple(replace(task, test=task.validation) for task in scenario.tasks)
+                scenario = replace(scenario, tasks=tasks)
+            self._scenario, self._key = scenario, key
         return self._scenario

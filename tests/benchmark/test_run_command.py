@@ -65,6 +65,31 @@ def test_what_is_finished_is_not_repeated(capsys: pytest.CaptureFixture[str]):
     assert "other" in out  # the table holds both
 
 
+def test_settings_are_chosen_without_a_look_at_test_images(capsys: pytest.CaptureFixture[str]):
+    assert run("--strategy", "fake", "--evaluate-on", "validation") == 0
+    assert "fake, 3 tasks, validation images" in capsys.readouterr().out
+    record = read_record(Path("out/fake/fake-seed0"))
+    assert record.configuration["evaluate_on"] == "validation"
+    assert record.data["images"]["test"] == record.data["images"]["validation"]
+    assert record.accuracy == record.validation_accuracy
+    assert run("--strategy", "fake") == 2  # another configuration
+    assert "evaluate_on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--evaluate-on", "tests"), "give test or validation"),
+        (("--evaluate-on", "validation", "--validation", "0"), "needs a --validation above 0"),
+    ],
+)
+def test_evaluation_on_nothing_is_refused(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_another_configuration_is_refused_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ):

@@ -1,22 +1,13 @@
-"""The loss of a training step: label smoothing and mixup around any criterion."""
+"""The loss of a training step: label smoothing and mixed batches around any criterion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class Mixture:
-    """The other half of a mixed batch: its labels, and the share of the first half."""
-
-    labels: Tensor
-    share: float
+from firefly_cl.continual.mixing import Mixture
 
 
 class TrainingCriterion:
@@ -55,26 +46,6 @@ class TrainingCriterion:
         hard = functional.nll_loss(log, labels)
         even = -(log.masked_fill(absent, 0).sum(1) / (~absent).sum(1)).mean()
         return (1 - self.smoothing) * hard + self.smoothing * even
-
-
-def mix(
-    x: Tensor, y: Tensor, tasks: Tensor, alpha: float, random: np.random.Generator
-) -> tuple[Tensor, Mixture]:
-    """Images mixed with others of the same task; Zhang et al. 2018, mixup.
-
-    The share of the first image is drawn from Beta(alpha, alpha), one for the batch.
-    """
-    share = float(random.beta(alpha, alpha))
-    first, second = (_by_task(random.permutation(len(y)), tasks) for _ in range(2))
-    partner = torch.empty_like(y)
-    partner[first] = second
-    mixed = torch.lerp(x[partner], x, share)
-    return mixed, Mixture(y[partner], share)
-
-
-def _by_task(order: np.ndarray, tasks: Tensor) -> Tensor:
-    shuffled = torch.from_numpy(order).to(tasks.device)
-    return shuffled[tasks[shuffled].argsort(stable=True)]
 
 
 def _is_plain_cross_entropy(criterion: object) -> bool:

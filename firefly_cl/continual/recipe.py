@@ -18,7 +18,8 @@ class Recipe:
     """Epochs, optimizer, schedule, augmentation and precision of the training on one task.
 
     `learning_rate` is the peak of the schedule; `mixup` is the parameter of the beta
-    distribution (0: off); `channels_last` None lets the hardware decide. A head that reads n
+    distribution (0: off), `cutmix` the share of the batches that are mixed by CutMix instead
+    (batches of images only); `channels_last` None lets the hardware decide. A head that reads n
     features learns at `head_rate` / n of the rate, at most at the rate itself: without a norm
     behind it, its steps grow with the square of what it reads.
     Raises ConfigurationError where a value cannot work.
@@ -34,6 +35,7 @@ class Recipe:
     head_rate: float = 4.0
     label_smoothing: float = 0.1
     mixup: float = 0.0
+    cutmix: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: str = "auto"
     channels_last: bool | None = None
@@ -58,6 +60,7 @@ class Recipe:
         smoothing = self.label_smoothing
         _require("label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")
         _require("mixup", self.mixup, math.isfinite(self.mixup) and self.mixup >= 0, "0 or more")
+        _require("cutmix", self.cutmix, 0 <= self.cutmix <= 1, "in [0, 1]")
         _choose("schedule", self.schedule, SCHEDULES)
         _choose("optimizer", self.optimizer, OPTIMIZERS)
         _choose("precision", self.precision, PRECISIONS)

@@ -17,9 +17,10 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from firefly_cl.continual.criterion import TrainingCriterion, mix
+from firefly_cl.continual.criterion import TrainingCriterion
 from firefly_cl.continual.learner import EVALUATION_BATCH, Progress, silent
 from firefly_cl.continual.loading import Pixels, RehearsalBatches
+from firefly_cl.continual.mixing import cutmix, mixup
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import DataError, DivergenceError
@@ -151,11 +152,12 @@ class TrainingPlugin(SupervisedPlugin):
         """Mix the images."""
         criterion: TrainingCriterion = strategy._criterion
         criterion.active, criterion.mixture = True, None
-        if self.recipe.mixup:
-            batch = strategy.mbatch
-            batch[0], criterion.mixture = mix(
-                batch[0], batch[1], batch[-1], self.recipe.mixup, self._mixing
-            )
+        batch, recipe = strategy.mbatch, self.recipe
+        x, y, tasks = batch[0], batch[1], batch[-1]
+        if recipe.cutmix and self._mixing.random() < recipe.cutmix and x.dim() == 4:
+            batch[0], criterion.mixture = cutmix(x, y, tasks, self._mixing)
+        elif recipe.mixup:
+            batch[0], criterion.mixture = mixup(x, y, tasks, recipe.mixup, self._mixing)
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
         """Refuse a loss that is not finite."""

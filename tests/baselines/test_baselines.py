@@ -55,7 +55,7 @@ def test_naive_forgets_more_than_replay(trained: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("name", ["naive", "replay", "ewc", "individual"])
 def test_a_seed_decides_every_bit(name: str, digits: Scenario, trained: Callable[..., Any]) -> None:
     images = digits.tasks[1].test.images
-    quick: dict[str, Any] = {"recipe": {"epochs": 1, "mixup": 0.2}}
+    quick: dict[str, Any] = {"recipe": {"epochs": 1, "mixup": 0.2, "cutmix": 0.5}}
     torch.manual_seed(11)
     first = trained(name, digits, seed=3, **quick).logits(1, images)
     torch.manual_seed(12)

@@ -57,6 +57,7 @@ def test_rate_of_a_single_step_is_positive(schedule: str) -> None:
         {"weight_decay": -1.0},
         {"label_smoothing": 1.0},
         {"mixup": -0.2},
+        {"cutmix": 1.5},
         {"schedule": "step"},
         {"optimizer": "lion"},
         {"precision": "float16"},

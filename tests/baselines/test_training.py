@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin, LwFPlugin, SupervisedPlugin
 from avalanche.training.supervised import Naive
 from quick_training import QUICK, accuracy
-from torch import nn
+from torch import Tensor, nn
 
 from firefly_cl.baselines.multihead import MultiHead, blueprint_of, make_strategy
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.criterion import Mixture, TrainingCriterion, mix
+from firefly_cl.continual.criterion import TrainingCriterion
 from firefly_cl.continual.learner import Progress, Setup
 from firefly_cl.continual.loading import Pixels, RehearsalBatches
+from firefly_cl.continual.mixing import Mixture, cutmix, mixup
 from firefly_cl.continual.training import TrainingPlugin, make_optimizer
 from firefly_cl.errors import DataError, DivergenceError
 from firefly_cl.scenarios import Batches, Images, Scenario
@@ -55,18 +57,37 @@ def test_mixed_loss_is_the_mean_of_both_labels() -> None:
     torch.testing.assert_close(criterion(logits, labels), expected)
 
 
-def test_mixing_stays_within_a_task() -> None:
+@pytest.mark.parametrize("mix", [partial(mixup, alpha=1.0), cutmix], ids=["mixup", "cutmix"])
+def test_mixing_stays_within_a_task(mix: Callable[..., tuple[Tensor, Mixture]]) -> None:
     tasks = torch.tensor([0, 1, 0, 1, 1, 0, 0])
     x = tasks.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     y = torch.arange(7)
     seen = set()
     for seed in range(20):
-        mixed, mixture = mix(x, y, tasks, 1.0, np.random.default_rng(seed))
+        mixed, mixture = mix(x, y, tasks, random=np.random.default_rng(seed))
         torch.testing.assert_close(mixed, x)  # equal images mixed are the same image
         assert mixture.labels.sort().values.equal(y)
         assert tasks[mixture.labels].equal(tasks)
         seen.add(tuple(mixture.labels.tolist()))
     assert len(seen) > 10
+
+
+def test_cutmix_pastes_one_rectangle_and_counts_its_pixels() -> None:
+    x = torch.arange(6.0).view(-1, 1, 1, 1).expand(-1, 3, 8, 12)
+    y, tasks = torch.arange(6), torch.zeros(6, dtype=torch.int64)
+    shares = []
+    for seed in range(200):
+        mixed, mixture = cutmix(x, y, tasks, np.random.default_rng(seed))
+        pasted = mixed[:, 0] == mixture.labels.view(-1, 1, 1)
+        own = mixed[:, 0] == y.view(-1, 1, 1)
+        assert bool((pasted | own).all())
+        moved = [i for i in range(6) if mixture.labels[i] != i]
+        for i in moved:
+            assert float(own[i].float().mean()) == pytest.approx(mixture.share)
+            rows, columns = pasted[i].any(1).sum(), pasted[i].any(0).sum()
+            assert int(pasted[i].sum()) == int(rows * columns)
+        shares.append(mixture.share)
+    assert min(shares) < 0.2 and max(shares) > 0.95
 
 
 def test_rehearsal_joins_each_batch_with_memory() -> None:
@@ -208,7 +229,7 @@ def test_avalanche_evaluates_to_the_same_accuracy(
 def test_any_other_avalanche_plugin_trains_on_the_fast_path(
     digits: Scenario, setup_for: Callable[..., Setup]
 ) -> None:
-    setup = setup_for(digits, recipe={"epochs": 2, "mixup": 0.4})
+    setup = setup_for(digits, recipe={"epochs": 2, "mixup": 0.4, "cutmix": 0.5})
     net = blueprint_of(setup).build(0)
     strategy = make_strategy(setup, MultiHead(net, 0), [LwFPlugin(alpha=1.0, temperature=2.0)])
     for experience in digits.benchmark().train_stream:

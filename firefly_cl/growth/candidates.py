@@ -204,7 +204,7 @@ class CandidateExecution(Execution):
         old = value.get("old")
         if old is not None and node.name in self.plan.weights:
             with torch.set_grad_enabled(self.carries_gradient("old")):
-                out["old"] = layer.apply_weight(old, *self.plan.weight(node.name))
+                out["old"] = layer.apply_frozen(old, *self.plan.weight(node.name))
         rows = self.own_rows(node, layer, value)
         if rows is not None:
             out["new"] = rows

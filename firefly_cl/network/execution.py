@@ -119,7 +119,7 @@ class Execution:
         old = value.get("old")
         if old is not None and node.name in self.plan.weights:
             with torch.set_grad_enabled(self.carries_gradient("old")):
-                out["old"] = layer.apply_weight(old, *self.plan.weight(node.name))
+                out["old"] = layer.apply_frozen(old, *self.plan.weight(node.name))
         new = layer.new_rows(self.task, self.read(node, old), value.get("new"))
         if new is not None:
             out["new"] = new

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from firefly_cl.network.graph import Node
 from firefly_cl.network.space import Layout, Selection, channel_count, positions
 
+_CACHE = 2**20
+"""Bytes of weights that fit the second-level cache beside what they are multiplied with."""
+
 UnitsOf = Callable[[int], Selection]
 """Some units for each owner: its own, or those that its rows read (selected older ones, own)."""
 
@@ -97,6 +100,21 @@ class GrowableLayer(nn.Module):
         groups = x.shape[1] // weight.shape[1] if self.per_unit else 1
         padding = self.padding if isinstance(self.padding, str) else list(self.padding)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, groups)
+
+    def apply_frozen(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`apply_weight`, in pieces that stay in a CPU core's cache.
+
+        A convolution by a large weight over small maps would read all of it for every image.
+        """
+        row = max(weight[0].numel() * weight.element_size(), 1)
+        rows = max(_CACHE // row // 32, 1) * 32
+        if not self.is_conv or self.per_unit or x.device.type != "cpu" or len(weight) <= rows:
+            return self.apply_weight(x, weight, bias)
+        pieces = weight.split(rows)
+        biases = [None] * len(pieces) if bias is None else bias.split(rows)
+        return torch.cat(
+            [self.apply_weight(x, *piece) for piece in zip(pieces, biases, strict=True)], 1
+        )
 
     def new_rows(self, owner: int, old: Tensor | None, own: Tensor | None) -> Tensor | None:
         """Output of the rows of `owner`; None if it has none.

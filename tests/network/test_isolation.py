@@ -25,6 +25,7 @@ from firefly_cl.network import FireflyNet, extract
 from firefly_cl.network.edits import insert, prune, split, unlock, widen
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
+from firefly_cl.network.layers import GrowableLayer
 from firefly_cl.network.rebuild import Edit, migrate
 
 
@@ -186,3 +187,23 @@ def test_a_gradient_of_the_input_goes_through_frozen_units_when_asked_for() -> N
     torch.testing.assert_close(one.grad, other.grad, rtol=1e-8, atol=1e-10)
     for _, parameter in net.task_parameters(0):
         assert parameter.grad is None
+
+
+def test_frozen_weights_in_pieces_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = net_of("resnet9", width=40, dtype=torch.float64)
+    begin(net, 3, 2)
+    net.freeze()
+    x = images()
+    whole = [net(x, task) for task in range(2)]
+    monkeypatch.setattr("firefly_cl.network.layers._CACHE", 1)
+    called: list[int] = []
+    apply_weight = GrowableLayer.apply_weight
+
+    def counting(layer: GrowableLayer, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        called.append(len(w))
+        return apply_weight(layer, x, w, b)
+
+    monkeypatch.setattr(GrowableLayer, "apply_weight", counting)
+    for task in range(2):
+        torch.testing.assert_close(net(x, task), whole[task], rtol=1e-12, atol=1e-12)
+    assert called.count(8) == called.count(32) > 0  # 40 rows in two pieces

@@ -126,6 +126,8 @@ def _statistics(candidates: SpaceCandidates, at: Tensor) -> dict[str, Statistics
     """What some copies and new units had in the last batch, by norm."""
     total = len(candidates.copies) + candidates.news
     return {
-        name: Statistics(*(_picked(v, 0, at, total) for v in (found.mean, found.var)), None, None)
+        name: Statistics(
+            _picked(found.mean, 0, at, total), _picked(found.var, 0, at, total), None, None
+        )
         for name, found in candidates.statistics.items()
     }

@@ -110,8 +110,8 @@ class GrowableLayer(nn.Module):
         rows = max(_CACHE // row // 32, 1) * 32
         if not self.is_conv or self.per_unit or x.device.type != "cpu" or len(weight) <= rows:
             return self.apply_weight(x, weight, bias)
-        pieces = weight.split(rows)
-        biases = [None] * len(pieces) if bias is None else bias.split(rows)
+        pieces = torch.split(weight, rows)
+        biases = [None] * len(pieces) if bias is None else torch.split(bias, rows)
         return torch.cat(
             [self.apply_weight(x, *piece) for piece in zip(pieces, biases, strict=True)], 1
         )

@@ -162,6 +162,7 @@ class FireflyPlugin(SupervisedPlugin):
                 Budget(amount, self.plan.cost, room),
                 self._generator(strategy),
                 autocast,
+                self._validation,
             )
         except BudgetTooSmall:
             return None

@@ -62,8 +62,12 @@ class Criterion(Protocol):
         budget: Budget,
         generator: torch.Generator,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        validation: Sequence[Any] = (),
     ) -> Growth:
-        """One growth step on some batches of training data."""
+        """One growth step on some batches of training data.
+
+        validation: batches held out of it, for criteria that choose among several tries.
+        """
 
 
 def open_spaces(net: FireflyNet, budget: Budget) -> dict[str, int]:

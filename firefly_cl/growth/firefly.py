@@ -70,6 +70,7 @@ class Firefly:
         budget: Budget,
         generator: torch.Generator,
         autocast: Autocast = nullcontext,
+        validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
         if not batches:

@@ -15,13 +15,14 @@ from firefly_cl.baselines.headed import (
     count_floats,
     count_flops,
     layer_units,
+    load_nets,
     save_nets,
 )
 from firefly_cl.baselines.multihead import MultiHead, blueprint_of, make_strategy, train_seeded
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import NoOptions, Setup, read_options
 from firefly_cl.continual.training import experience_seed
-from firefly_cl.errors import ConfigurationError
+from firefly_cl.errors import ConfigurationError, FileError
 
 
 class IndividualLearner:
@@ -76,6 +77,14 @@ class IndividualLearner:
     def save(self, folder: Path) -> None:
         """Write model.json and the weights; raises FileError."""
         save_nets(folder, "individual", self.blueprint, list(self.nets.values()))
+
+    def resume(self, folder: Path, tasks: int) -> None:
+        """Take up what `save` wrote after `tasks` tasks; raises FileError."""
+        _, nets = load_nets(folder)
+        found = {int(task): net.to(self.setup.device) for net in nets for task in net.heads}
+        if list(found) != list(range(tasks)):
+            raise FileError(f"{folder} holds the tasks {list(found)}, not the first {tasks}")
+        self.nets, self.tasks_trained = found, tasks
 
     def _net(self, task: int) -> HeadedNet:
         if task not in self.nets:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,18 @@ import numpy as np
 import torch
 
 from firefly_cl.benchmark import environment
-from firefly_cl.benchmark.configuration import Cell, recipe_from
+from firefly_cl.benchmark.configuration import Cell, differences, recipe_from
 from firefly_cl.benchmark.events import Events
-from firefly_cl.benchmark.folders import EVENTS_FOLDER, MODEL_FOLDER, clear
-from firefly_cl.benchmark.probe import Probe, spread
+from firefly_cl.benchmark.folders import (
+    EVENTS_FOLDER,
+    MODEL_BEFORE,
+    MODEL_FOLDER,
+    clear,
+    replace_model,
+    settle,
+    unfinished_record,
+)
+from firefly_cl.benchmark.probe import Probe, read_probe, spread
 from firefly_cl.benchmark.records import (
     FILE_NAME,
     Record,
@@ -25,8 +33,8 @@ from firefly_cl.benchmark.records import (
     average_forgetting,
     write_record,
 )
-from firefly_cl.continual.learner import Progress, Setup
-from firefly_cl.errors import DataError, DivergenceError
+from firefly_cl.continual.learner import Progress, Resumable, Setup
+from firefly_cl.errors import DataError, DivergenceError, FileError
 
 if TYPE_CHECKING:
     from firefly_cl.continual.learner import Learner
@@ -61,27 +69,50 @@ def run_cell(
     threads: int,
     progress: Callable[[Progress], None],
     task_ended: Callable[[Record], None] = lambda record: None,
+    resumed: Callable[[Record], None] = lambda record: None,
+    discarded: Callable[[Record, str], None] = lambda record, why: None,
 ) -> Record:
-    """Run `cell` from its first task to its last, keeping the run in `folder`.
+    """Run `cell` to its last task, keeping the run in `folder`.
 
-    After each task the model files, the probe and then the record are replaced, each atomically.
-    Raises DivergenceError, DataError or FileError; files of the tasks before stay whole.
+    An unfinished run in `folder` goes on after its last task if that gives the bits of a run never
+    interrupted (`resumed`); otherwise it is `discarded` and the cell runs from its first task.
+
+    After each task the model, the probe and then the record are replaced, each atomically; the
+    model of the task before stays until the record is written. Raises DivergenceError, DataError
+    or FileError; files of the tasks before stay whole.
     """
-    _seed_everything(cell.seed)
-    learner = build(setup_of(cell, scenario, progress))
-    record = _new_record(cell, scenario, threads)
-    clear(folder)
-    write_record(record, folder / FILE_NAME)
+
+    def new_learner() -> Learner:
+        _seed_everything(cell.seed)
+        return build(setup_of(cell, scenario, progress))
+
+    learner = new_learner()
+    record, probe = _new_record(cell, scenario, threads), Probe()
+    unfinished = unfinished_record(folder)
+    if unfinished is not None:
+        try:
+            probe = _resume(learner, unfinished, record, folder)
+        except FileError as error:
+            discarded(unfinished, str(error))
+            learner = new_learner()
+        else:
+            record = unfinished
+            resumed(record)
+    if record is not unfinished:
+        clear(folder)
+        write_record(record, folder / FILE_NAME)
+    done, earlier = len(record.accuracy), record.growth_events
     stream = scenario.benchmark().train_stream
     if len(stream) != len(scenario.tasks):
         raise DataError(
             f"the stream of {scenario.name} has {len(stream)} experiences for "
             f"{len(scenario.tasks)} tasks: make the scenario again"
         )
-    probe = Probe()
-    seconds: dict[str, float] = {}
-    with Events(folder / EVENTS_FOLDER) as events:
+    seconds = dict(record.seconds)
+    with Events(folder / EVENTS_FOLDER, len(earlier)) as events:
         for i, experience in enumerate(stream):
+            if i < done:
+                continue
             before = dict(learner.seconds)
             learner.train(experience)
             # a learner's evaluation below is the benchmark's time, and would count twice
@@ -93,10 +124,9 @@ def run_cell(
             _probe(learner, scenario, probe)
             seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
             if learner.tasks_trained:
-                learner.save(folder / MODEL_FOLDER)
+                replace_model(folder, learner.save)
             probe.write(folder)
-            record = _after_task(record, learner, test_row, validation_row, seconds)
-            write_record(record, folder / FILE_NAME)
+            record = _after_task(record, learner, test_row, validation_row, seconds, earlier)
             events.task(
                 i,
                 test_row,
@@ -105,8 +135,37 @@ def run_cell(
                 record.widths,
                 record.growth_events,
             )
+            write_record(record, folder / FILE_NAME)
+            settle(folder)
             task_ended(record)
     return record
+
+
+def _resume(learner: Learner, found: Record, fresh: Record, folder: Path) -> Probe:
+    """Let `learner` take up the run in `folder`, of the record `found`; returns its probe.
+
+    Raises FileError where the run could not go on to the same bits.
+    """
+    for part in ("configuration", "versions", "hardware", "data"):
+        for name, (was, now) in differences(getattr(found, part), getattr(fresh, part)).items():
+            raise FileError(f"{part}: {name} was {was!r}, now {now!r}")
+    if not isinstance(learner, Resumable):
+        raise FileError("this strategy does not keep all that it would need")
+    done = len(found.accuracy)
+    probe = read_probe(folder)
+    if not probe.images.keys() >= set(range(done)):
+        raise FileError(f"the probe in {folder} lacks a task")
+    # Probe and model may be of the task after already; then the model before is still there.
+    name = MODEL_BEFORE if (folder / MODEL_BEFORE).exists() else MODEL_FOLDER
+    try:
+        learner.resume(folder / name, done)
+    except FileError:
+        if name == MODEL_FOLDER:
+            raise
+        name = MODEL_FOLDER
+        learner.resume(folder / name, done)
+    settle(folder, name)
+    return probe.first(done)
 
 
 def _new_record(cell: Cell, scenario: Scenario, threads: int) -> Record:
@@ -139,7 +198,9 @@ def _after_task(
     test_row: list[float | None],
     validation_row: list[float | None],
     seconds: Mapping[str, float],
+    earlier: Sequence[Mapping[str, Any]],
 ) -> Record:
+    """`earlier`: growth events from before the run was resumed."""
     accuracy = [*record.accuracy, test_row]
     floats, size = learner.floats(), learner.bytes()
     return replace(
@@ -155,7 +216,7 @@ def _after_task(
         parameters_by_task=[*record.parameters_by_task, floats],
         bytes_by_task=[*record.bytes_by_task, size],
         seconds=dict(seconds),
-        growth_events=[dict(event) for event in learner.growth_events],
+        growth_events=[*earlier, *(dict(event) for event in learner.growth_events)],
         widths=learner.widths(),
     )
 

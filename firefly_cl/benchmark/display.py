@@ -33,6 +33,7 @@ class Display:
         self._number, self._cells = 0, 1
         self._began = self._cell_began = time.monotonic()
         self._fraction = 0.0
+        self._resumed_at = self._spared = 0.0  # share of this cell, and cells, done in other runs
         self._last: Progress | None = None
         self._last_line = self._began
         self._live = (
@@ -72,9 +73,21 @@ class Display:
         """Cell `number` of `cells` begins."""
         self._cell, self._number, self._cells = _title(cell), number, cells
         self._cell_began = self._last_line = time.monotonic()
-        self._fraction, self._last = 0.0, None
+        self._fraction, self._resumed_at, self._last = 0.0, 0.0, None
         if self._live is None:
             self.say(f"[{number + 1}/{cells}] {self._cell}: started")
+
+    def cell_resumed(self, record: Record) -> None:
+        """The cell goes on where an earlier run was interrupted."""
+        done, tasks = len(record.accuracy), len(record.tasks)
+        self._fraction = self._resumed_at = done / tasks
+        self._spared += self._resumed_at
+        self._line(f"continues after task {done}/{tasks}")
+
+    def cell_discarded(self, record: Record, why: str) -> None:
+        """The cell cannot go on where an earlier run was interrupted."""
+        done, tasks = len(record.accuracy), len(record.tasks)
+        self._line(f"starts again, without the {done}/{tasks} tasks done before ({why})")
 
     def progress(self, progress: Progress) -> None:
         """A learner's news."""
@@ -114,10 +127,10 @@ class Display:
 
     def _time_left(self) -> str:
         spent = time.monotonic() - self._cell_began
-        if self._fraction <= 0:
+        if self._fraction <= self._resumed_at:
             return "some time"
-        this = spent / self._fraction * (1 - self._fraction)
-        a_cell = (time.monotonic() - self._began) / (self._number + self._fraction)
+        this = spent / (self._fraction - self._resumed_at) * (1 - self._fraction)
+        a_cell = (time.monotonic() - self._began) / (self._number + self._fraction - self._spared)
         return duration(this + a_cell * (self._cells - self._number - 1))
 
     def _draw(self) -> Group:

@@ -13,9 +13,12 @@ from firefly_cl.errors import FileError
 
 
 class Events:
-    """Writes one step per task; use as a context manager so that the file is closed."""
+    """Writes one step per task; use as a context manager so that the file is closed.
 
-    def __init__(self, folder: Path) -> None:
+    `growth_written`: how many growth events the folder holds already.
+    """
+
+    def __init__(self, folder: Path, growth_written: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         try:
@@ -24,7 +27,7 @@ class Events:
             raise FileError(
                 f"cannot write events to {folder} ({error}): choose another --out"
             ) from error
-        self._growth_written = 0
+        self._growth_written = growth_written
 
     def __enter__(self) -> Events:
         return self

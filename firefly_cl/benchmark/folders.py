@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from firefly_cl.benchmark.configuration import Cell, differences
@@ -11,6 +12,8 @@ from firefly_cl.errors import FileError
 
 PROBE_NAME = "probe.safetensors"
 MODEL_FOLDER = "model"
+MODEL_BEFORE = "model.before"
+MODEL_NEW = "model.new"
 EVENTS_FOLDER = "events"
 
 
@@ -48,14 +51,54 @@ def finished_record(cell: Cell, folder: Path) -> Record | None:
     return record if record.finished else None
 
 
+def unfinished_record(folder: Path) -> Record | None:
+    """The record of a run in `folder` that has ended some of its tasks and not all."""
+    if not (folder / FILE_NAME).exists():
+        return None
+    record = read_record(folder)
+    return None if record.finished or not record.accuracy else record
+
+
+def replace_model(folder: Path, save: Callable[[Path], None]) -> None:
+    """Put the model that `save` writes in the place of the run's; the old one stays beside it.
+
+    The run's record must be of one of the two: `settle` keeps that one. Raises FileError.
+    """
+    save(folder / MODEL_NEW)
+    try:
+        if (folder / MODEL_FOLDER).exists():
+            (folder / MODEL_FOLDER).rename(folder / MODEL_BEFORE)
+        (folder / MODEL_NEW).rename(folder / MODEL_FOLDER)
+    except OSError as error:
+        raise FileError(f"cannot rename models in {folder} ({error.strerror})") from error
+
+
+def settle(folder: Path, name: str = MODEL_FOLDER) -> None:
+    """Keep of the models in `folder` the one called `name`, as the run's; raises FileError."""
+    try:
+        if name != MODEL_FOLDER:
+            _remove(folder / MODEL_FOLDER)
+            (folder / name).rename(folder / MODEL_FOLDER)
+        _remove(folder / MODEL_BEFORE)
+        _remove(folder / MODEL_NEW)
+    except OSError as error:
+        raise FileError(
+            f"cannot tidy {folder} ({error.strerror}): check its permissions"
+        ) from error
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 def clear(folder: Path) -> None:
     """Remove what a run of a cell keeps in `folder`, and nothing else."""
     try:
         for name in (FILE_NAME, PROBE_NAME):
             (folder / name).unlink(missing_ok=True)
-        for name in (MODEL_FOLDER, EVENTS_FOLDER):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
+        for name in (MODEL_FOLDER, MODEL_BEFORE, MODEL_NEW, EVENTS_FOLDER):
+            _remove(folder / name)
     except OSError as error:
         raise FileError(
             f"cannot empty {folder} ({error.strerror}): choose another --out"

@@ -30,6 +30,11 @@ class Probe:
     ended: dict[int, Tensor] = field(default_factory=dict)
     last: dict[int, Tensor] = field(default_factory=dict)
 
+    def first(self, tasks: int) -> Probe:
+        """The probe of the first `tasks` tasks."""
+        parts = (self.images, self.ended, self.last)
+        return Probe(*({task: part[task] for task in range(tasks)} for part in parts))
+
     def write(self, folder: Path) -> None:
         """Write to `folder`, atomically."""
         parts = {"images": self.images, "ended": self.ended, "last": self.last}

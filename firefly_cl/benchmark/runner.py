@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
-from firefly_cl.benchmark.folders import check_writable, finished_record
+from firefly_cl.benchmark.folders import check_writable, clear, finished_record
 from firefly_cl.benchmark.records import Record
 from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
@@ -71,6 +71,8 @@ def run_cells(
     for number, (cell, folder) in enumerate(waiting):
         display.cell_started(cell, number, len(waiting))
         scenario = scenarios.of(cell)
+        if overwrite:
+            clear(folder)
         try:
             record = run_cell(
                 cell,
@@ -80,6 +82,8 @@ def run_cells(
                 threads=threads,
                 progress=display.progress,
                 task_ended=display.task_ended,
+                resumed=display.cell_resumed,
+                discarded=display.cell_discarded,
             )
         except DivergenceError as error:
             outcomes.append(Outcome(cell, folder, None, error=str(error)))

@@ -5,6 +5,7 @@ Wu, Liu, Stone, Liu 2020, arXiv 2102.08574. Options are the fields of `Plan`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
@@ -83,7 +84,13 @@ class FireflyLearner:
             constant_width=setup.constant_width,
             generator=torch.Generator().manual_seed(setup.seed),
         )
-        net = FireflyNet.from_module(model, torch.zeros(2, channels, height, width))
+        self.net = FireflyNet.from_module(model, torch.zeros(2, channels, height, width))
+        self.strategy = self._strategy(self.net)
+        self.tasks_trained = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def _strategy(self, net: FireflyNet) -> FireflyStrategy:
+        setup, scenario = self.setup, self.setup.scenario
         training = TrainingPlugin(
             setup.recipe,
             Pixels(scenario.mean, scenario.std, scenario.flip),
@@ -95,7 +102,7 @@ class FireflyLearner:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")
             evaluator = EvaluationPlugin()
-        self.strategy = FireflyStrategy(
+        return FireflyStrategy(
             model=net,
             plan=read_options(setup.options, Options).plan(),
             training=training,
@@ -104,13 +111,10 @@ class FireflyLearner:
             device=setup.device,
             evaluator=evaluator,
         )
-        self.net = net
-        self.tasks_trained = 0
-        self.seconds: dict[str, float] = defaultdict(float)
 
     @property
     def growth_events(self) -> list[dict[str, object]]:
-        """What every growth step did."""
+        """What every growth step did, since the learner was made or taken up."""
         return self.strategy.firefly.events
 
     def train(self, experience: Any) -> None:
@@ -167,8 +171,33 @@ class FireflyLearner:
             "image_shape": list(scenario.image_shape),
         }
         save_net(self.net, folder / WEIGHTS, extra)
-        told = {"kind": "firefly", "schema": SCHEMA, "weights": WEIGHTS}
+        told = {
+            "kind": "firefly",
+            "schema": SCHEMA,
+            "weights": WEIGHTS,
+            "sha256": _digest(folder / WEIGHTS),
+        }
         write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
+
+    def resume(self, folder: Path, tasks: int) -> None:
+        """Take up what `save` wrote after `tasks` tasks; raises FileError."""
+        path = folder / "model.json"
+        try:
+            whole = json.loads(path.read_bytes())["sha256"] == _digest(folder / WEIGHTS)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise FileError(f"{path} or the weights that it names are missing or damaged") from None
+        if not whole:
+            raise FileError(f"{folder / WEIGHTS} is damaged (its checksum differs)")
+        net, _ = load_net(folder / WEIGHTS)
+        if len(net.tasks) != tasks:
+            raise FileError(f"{folder / WEIGHTS} holds {len(net.tasks)} tasks, not {tasks}")
+        self.net, self.strategy = net.train(), self._strategy(net)
+        self.strategy.model.tasks = {task: task for task in range(tasks)}
+        self.tasks_trained = tasks
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(folder: Path) -> Logits:

@@ -66,6 +66,7 @@ class FireflyPlugin(SupervisedPlugin):
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
+        self._epoch, self._last_loss = 0, None
         self._limit = _model(strategy).budget = self._share(strategy)
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is not None or not self.plan.validation:
@@ -86,7 +87,6 @@ class FireflyPlugin(SupervisedPlugin):
         self._due = {
             epoch for share in self.plan.grow_at if 0 < (epoch := round(share * epochs)) < epochs
         }
-        self._epoch, self._last_loss = 0, None
         self._validation = list(self._loader(strategy)) if self._held_out is not None else []
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:

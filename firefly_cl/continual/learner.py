@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -102,6 +102,20 @@ class Learner(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the model files; raises FileError where the folder cannot be written."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A learner that can go on from its model files, to the same bits as if never interrupted.
+
+    Optional: a run of any other learner that was interrupted starts again.
+    """
+
+    def resume(self, folder: Path, tasks: int) -> None:
+        """Take up, in a learner that has trained nothing, what `save` wrote after `tasks` tasks.
+
+        Raises FileError, leaving the learner as it was, if the files do not hold that.
+        """
 
 
 @dataclass(frozen=True)

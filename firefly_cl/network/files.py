@@ -83,7 +83,8 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get("firefly_cl")
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            # copied: what is read is a view of the file, at any address, and sums depend on that
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}
         structure = json.loads(header or "")
         schema = structure["schema"]
     except FileNotFoundError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, load, scenario
+from benchmark_fakes import FakeLearner, ResumableFake, load, scenario
 
 from firefly_cl import cli
 from firefly_cl.benchmark.records import find_records, read_record
@@ -132,6 +132,45 @@ def test_ctrl_c_is_one_line_and_the_rest_can_be_run(capsys: pytest.CaptureFixtur
     assert "Traceback" not in err
     assert json.loads(out.splitlines()[-1])["error"].startswith("interrupted")
     assert [read_record(path).finished for path in find_records([Path("out")])] == [True, False]
+
+
+def test_a_stopped_run_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(STRATEGIES._objects, "other", ResumableFake)
+    stopped = ("--option", "other.stop=2")
+    assert run(*stopped) == 130
+    capsys.readouterr()
+    assert run(*stopped) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert "[1/1] other seed 0: continues after task 2/3" in said
+    assert [line for line in said if "done" in line and "task" in line] == [
+        line for line in said if "task 3/3" in line
+    ]
+    found = read_record(Path("out/fake/other-seed0"))
+    assert found.accuracy == read_record(Path("out/fake/fake-seed0")).accuracy
+    assert [event["task"] for event in found.growth_events] == [0, 1, 2]
+    assert found.seconds["train"] == 1.5
+
+
+def test_overwrite_discards_a_stopped_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(STRATEGIES._objects, "other", ResumableFake)
+    stopped = ("--strategy", "other", "--option", "other.stop=2")
+    assert run(*stopped) == 130
+    assert run(*stopped, "--overwrite") == 130  # it began anew, and was stopped in the same place
+    assert "continues" not in capsys.readouterr().err
+    Path("out/fake/other-seed0/record.json").write_text("{")
+    assert run("--overwrite") == 0
+
+
+def test_a_stopped_run_that_cannot_go_on_says_so(capsys: pytest.CaptureFixture[str]):
+    stopped = ("--option", "other.interrupt=1")
+    assert run(*stopped) == 130
+    assert run(*stopped) == 130
+    assert (
+        "[1/1] other seed 0: starts again, without the 1/3 tasks done before "
+        "(this strategy does not keep all that it would need)"
+    ) in capsys.readouterr().err.splitlines()
 
 
 def test_a_data_error_is_one_line(

@@ -1,0 +1,318 @@
+"""An interrupted run goes on after its last task, to the same bits as if never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from firefly_cl.baselines.individual import IndividualLearner
+from firefly_cl.benchmark import cell as cells
+from firefly_cl.benchmark import environment
+from firefly_cl.benchmark.cell import run_cell
+from firefly_cl.benchmark.configuration import Cell
+from firefly_cl.benchmark.folders import MODEL_BEFORE, MODEL_FOLDER
+from firefly_cl.benchmark.probe import Probe
+from firefly_cl.benchmark.records import read_record
+from firefly_cl.benchmark.verify import verify
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.firefly import FireflyLearner
+from firefly_cl.errors import FileError
+from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
+
+torch.set_num_threads(1)
+
+VERSIONS = environment.versions()
+HARDWARE = environment.hardware(1, "cpu")
+
+GROWING = Cell(
+    "split-digits",
+    "firefly",
+    0,
+    "mlp",
+    width=0.25,
+    budget=24_000,
+    tasks=3,
+    recipe={"epochs": 3, "mixup": 0.2, "augmentation": {"crop_padding": 1, "flip": False}},
+    options={"grow_at": "0.3,0.6", "patience": "-10"},
+)
+
+
+class Killed(BaseException):
+    """What a test stops a run with; no part of a run handles it."""
+
+
+def digits(cell: Cell) -> Scenario:
+    options = ScenarioOptions(seed=cell.seed, first_tasks=cell.tasks, validation=cell.validation)
+    return SCENARIOS.get("split-digits")(options)
+
+
+def run(folder: Path, cell: Cell = GROWING, scenario: Scenario | None = None) -> list[str]:
+    """Run the cell; what was said of an earlier run."""
+    folder.mkdir(exist_ok=True)
+    said: list[str] = []
+    run_cell(
+        cell,
+        scenario or digits(cell),
+        STRATEGIES.get(cell.strategy),
+        folder,
+        threads=1,
+        progress=lambda progress: None,
+        resumed=lambda record: said.append(f"continues after {len(record.accuracy)}"),
+        discarded=lambda record, why: said.append(why),
+    )
+    return said
+
+
+def stop(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False
+) -> None:
+    """Make a call of a function the moment at which the run is killed."""
+    original: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def stopping(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and not after:
+            raise Killed
+        result = original(*arguments, **named)
+        if calls == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, stopping)
+
+
+def interrupted(folder: Path, owner: Any, name: str, call: int, *, after: bool = False) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, owner, name, call, after=after)
+        with pytest.raises(Killed):
+            run(folder)
+
+
+def assert_same_run(one: Path, other: Path, *parts: str) -> None:
+    """Every file but the events is the same, `seconds` and `parts` of the record left out."""
+    contents = []
+    for folder in (one, other):
+        record = json.loads((folder / "record.json").read_text())
+        assert all(value >= 0 for value in record["seconds"].values())
+        for part in ("seconds", *parts):
+            del record[part]
+        files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != "record.json" and "events" not in path.parts
+        }
+        contents.append((record, files))
+    assert contents[0][0] == contents[1][0]
+    assert contents[0][1].keys() == contents[1][1].keys()
+    assert contents[0][1] == contents[1][1]
+    assert sorted(path.name for path in other.iterdir()) == [
+        "events",
+        "model",
+        "probe.safetensors",
+        "record.json",
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted; it grows in every task, up to its budget."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder) == []
+    record = read_record(folder)
+    assert {event["task"] for event in record.growth_events} == {0, 1, 2}
+    assert record.parameters <= 24_000 < record.parameters * 1.05
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its second task."""
+    folder = tmp_path_factory.mktemp("one")
+    interrupted(folder, FireflyLearner, "train", 2)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "after", "done"),
+    [
+        (FireflyLearner, "train", 2, False, 1),
+        (FireflyLearner, "train", 3, True, 2),
+        (FireflyLearner, "save", 2, True, 1),
+        (Path, "rename", 2, True, 1),  # the old model moved away, the new one not yet in place
+        (Path, "rename", 3, True, 1),
+        (Probe, "write", 2, True, 1),
+        (cells, "write_record", 3, False, 1),
+        (cells, "write_record", 3, True, 2),
+        (cells, "settle", 2, True, 2),
+    ],
+)
+def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
+    owner: Any, name: str, call: int, after: bool, done: int, whole: Path, tmp_path: Path
+) -> None:
+    interrupted(tmp_path, owner, name, call, after=after)
+    assert run(tmp_path) == [f"continues after {done}"]
+    assert_same_run(whole, tmp_path)
+    assert all(check.equal for check in verify(tmp_path))
+
+
+def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
+    interrupted(tmp_path, Probe, "write", 2)
+    interrupted(tmp_path, Probe, "write", 1)
+    interrupted(tmp_path, cells, "settle", 2)  # the first call is that of resuming
+    (tmp_path / MODEL_BEFORE / "model.json").unlink()  # half removed
+    assert run(tmp_path) == ["continues after 2"]
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        replace(GROWING, backbone="resnet9", width=0.1, tasks=2, budget=None),
+        replace(GROWING, validation=0.0, budget=None),  # growth holds out images of its own
+        replace(GROWING, strategy="individual", budget=None, options={}),
+    ],
+    ids=["resnet9", "no validation split", "individual"],
+)
+def test_other_runs_go_on_to_the_same_bits(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "whole", cell) == []
+    stop(monkeypatch, cells, "write_record", 3)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", cell)
+    assert run(tmp_path / "killed", cell) == ["continues after 1"]
+    grown = {event["task"] for event in read_record(tmp_path / "whole").growth_events}
+    assert grown == (set(range(cell.tasks or 0)) if cell.strategy == "firefly" else set())
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_events_are_those_of_the_whole_run(one_task: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = shutil.copytree(one_task, tmp_path / "run")
+    run(folder)
+    sizes: dict[int, float] = {}
+    growth: list[int] = []
+    for file in sorted((folder / "events").iterdir()):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        sizes.update((event.step, event.value) for event in events.Scalars("size/floats"))
+        growth += [event.step for event in events.Tensors("growth/text_summary")]
+    record = read_record(folder)
+    assert sizes == dict(enumerate(record.parameters_by_task))
+    assert growth == list(range(len(record.growth_events)))
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "part"),
+    [
+        ("versions", lambda: {**VERSIONS, "torch": "0.1"}, "versions: torch was '0.1', now "),
+        ("hardware", lambda *a: {**HARDWARE, "threads": 7}, "hardware: threads was 7, now 1"),
+    ],
+)
+def test_a_run_of_another_environment_starts_again(
+    name: str,
+    was: Callable[..., Any],
+    part: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, name, was)
+        interrupted(tmp_path, FireflyLearner, "train", 2)
+    (said,) = run(tmp_path)
+    assert said.startswith(part)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_run_on_other_data_starts_again(one_task: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(one_task, tmp_path / "run")
+    other = digits(replace(GROWING, seed=1))
+    (said,) = run(folder, scenario=other)
+    assert said.startswith("data: sha256 was ")
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "why"),
+    [
+        (flipped, "model/model.safetensors", "checksum"),
+        (halved, "model/model.safetensors", "checksum"),
+        (Path.unlink, "model/model.safetensors", "missing or damaged"),
+        (halved, "model/model.json", "missing or damaged"),
+        (halved, "probe.safetensors", "damaged"),
+        (Path.unlink, "probe.safetensors", "no probe"),
+    ],
+)
+def test_a_damaged_run_starts_again(
+    damage: Callable[[Path], Any], file: str, why: str, one_task: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(one_task, tmp_path / "run")
+    damage(folder / file)
+    (said,) = run(folder)
+    assert why in said and "\n" not in said
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("strategy", ["firefly", "individual"])
+def test_a_model_of_another_number_of_tasks_is_refused(strategy: str, tmp_path: Path) -> None:
+    cell = replace(GROWING, strategy=strategy, options={}, budget=None, tasks=2)
+    run(tmp_path, cell)
+    setup = cells.setup_of(cell, digits(cell), lambda progress: None)
+    learner = STRATEGIES.get(strategy)(setup)
+    assert isinstance(learner, FireflyLearner | IndividualLearner)
+    for tasks in (1, 3):
+        with pytest.raises(FileError, match=f"{tasks}$"):
+            learner.resume(tmp_path / MODEL_FOLDER, tasks)
+    assert learner.tasks_trained == 0
+    learner.resume(tmp_path / MODEL_FOLDER, 2)
+    assert learner.tasks_trained == 2
+
+
+def test_a_killed_process_is_continued(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "firefly_cl.cli", "run", "split-digits", "--threads", "1"]
+    command += ["--strategy", "firefly", "--tasks", "3", "--epochs", "4", "--out"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True, env=environ
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "task 1/3 (" in line:
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    tasks = len(read_record(tmp_path / "killed/split-digits/firefly-seed0").accuracy)
+    assert 1 <= tasks < 3
+    for name in ("killed", "whole"):
+        done = subprocess.run(
+            [*command, str(tmp_path / name)], capture_output=True, text=True, env=environ
+        )
+        assert done.returncode == 0, done.stderr
+        continued = f"[1/1] firefly seed 0: continues after task {tasks}/3\n" in done.stderr
+        assert continued == (name == "killed")
+    folders = [tmp_path / name / "split-digits/firefly-seed0" for name in ("whole", "killed")]
+    assert read_record(folders[0]).growth_events
+    assert_same_run(*folders)

@@ -74,8 +74,9 @@ def run_cell(
 ) -> Record:
     """Run `cell` to its last task, keeping the run in `folder`.
 
-    An unfinished run in `folder` goes on after its last task if that gives the bits of a run never
-    interrupted (`resumed`); otherwise it is `discarded` and the cell runs from its first task.
+    An unfinished run in `folder` goes on after its last task, to the bits of a run never
+    interrupted (`resumed`). One whose files do not allow it is `discarded`, and the cell runs from
+    its first task; one of other versions, hardware or data is refused.
 
     After each task the model, the probe and then the record are replaced, each atomically; the
     model of the task before stays until the record is written. Raises DivergenceError, DataError
@@ -90,8 +91,10 @@ def run_cell(
     record, probe = _new_record(cell, scenario, threads), Probe()
     unfinished = unfinished_record(folder)
     if unfinished is not None:
+        if isinstance(learner, Resumable):
+            _check_surroundings(unfinished, record, folder)
         try:
-            probe = _resume(learner, unfinished, record, folder)
+            probe = _resume(learner, unfinished, folder)
         except FileError as error:
             discarded(unfinished, str(error))
             learner = new_learner()
@@ -141,14 +144,21 @@ def run_cell(
     return record
 
 
-def _resume(learner: Learner, found: Record, fresh: Record, folder: Path) -> Probe:
-    """Let `learner` take up the run in `folder`, of the record `found`; returns its probe.
-
-    Raises FileError where the run could not go on to the same bits.
-    """
+def _check_surroundings(found: Record, fresh: Record, folder: Path) -> None:
+    """Raise FileError where an unfinished run could not go on to the same bits."""
     for part in ("configuration", "versions", "hardware", "data"):
         for name, (was, now) in differences(getattr(found, part), getattr(fresh, part)).items():
-            raise FileError(f"{part}: {name} was {was!r}, now {now!r}")
+            raise FileError(
+                f"{folder} holds {len(found.accuracy)} tasks of an unfinished run with {part} "
+                f"{name} {was!r}, not {now!r}: go on with that, or discard it with --overwrite"
+            )
+
+
+def _resume(learner: Learner, found: Record, folder: Path) -> Probe:
+    """Let `learner` take up the run in `folder`, of the record `found`; returns its probe.
+
+    Raises FileError where its files do not allow it.
+    """
     if not isinstance(learner, Resumable):
         raise FileError("this strategy does not keep all that it would need")
     done = len(found.accuracy)

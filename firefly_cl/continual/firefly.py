@@ -42,6 +42,7 @@ class Options:
     early: float = Plan.early
     shared: float = Plan.shared
     private: float = Plan.private
+    start: str = Plan.start
     growth: float = Plan.growth
     cost: str = Plan.cost
     grow_at: str = ",".join(map(str, Plan.grow_at))
@@ -61,6 +62,7 @@ class Options:
             early=self.early,
             shared=self.shared,
             private=self.private,
+            start=self.start,
             growth=self.growth,
             cost=self.cost,
             grow_at=shares,

@@ -12,6 +12,7 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError, DataError
 from firefly_cl.network import FireflyNet, Selection, floats, task_floats
+from firefly_cl.network.inherit import inherit
 from firefly_cl.network.layers import GrowableLayer
 
 
@@ -93,6 +94,7 @@ class FireflyModel(MultiTaskModule):
             else:
                 widths = fitting(net, classes, self.plan, reads, self.budget)
             net.begin_task(classes, widths, reads, generator)
+            inherit(net, self.plan.originals(net))
         self.tasks[label] = net.current
 
     def heads(self) -> tuple[list[nn.Parameter], int]:

@@ -21,7 +21,9 @@ class Plan:
     same space. early: a further factor on that in spaces on the finest maps, where a unit costs
     the most operations and older units serve best. shared: of the spaces, from the input on, the
     share whose older units a later task reads; behind them it has a network of its own, which
-    costs later tasks nothing. private: as `seed`, in the spaces that are not shared.
+    costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
+    the units of those spaces are at first: "random", or "copies" of all those of the task before,
+    which train while the originals stay frozen.
     growth: units of one growth step, as a share of the task's own (in the currency `cost`).
     grow_at: shares of a task's epochs after which it grows. patience: stop growing in a task once
     the validation loss fell by less than this share of itself since the step before. criterion,
@@ -33,6 +35,7 @@ class Plan:
     early: float = 0.5
     shared: float = 1.0
     private: float = 0.5
+    start: str = "random"
     growth: float = 0.25
     cost: str = "parameters"
     grow_at: tuple[float, ...] = (0.2, 0.4)
@@ -48,6 +51,8 @@ class Plan:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
         if not 0 <= self.shared <= 1:
             raise ConfigurationError(f"shared is {self.shared}: it must be in [0, 1]")
+        if self.start not in ("random", "copies"):
+            raise ConfigurationError(f"start {self.start!r} is unknown: use random or copies")
         if self.cost not in COSTS:
             raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
         if not 0 <= self.validation < 1:
@@ -61,6 +66,9 @@ class Plan:
         shared = self._shared_spaces(net)
         widths = {}
         for name in net.growable_spaces():
+            if self.start == "copies" and name not in shared:
+                widths[name] = max(1, net.spaces[name].width(net.current))
+                continue
             share = self.seed if name in shared else self.private
             if any(node.size == finest for node in net.producers(name)):
                 share *= self.early
@@ -74,6 +82,17 @@ class Plan:
         return {
             name: torch.arange(space.before(task) if space.fixed or name in shared else 0)
             for name, space in net.spaces.items()
+        }
+
+    def originals(self, net: FireflyNet) -> dict[str, Tensor]:
+        """Units of the task before that those of the newest task of `net` start from, by space."""
+        if self.start != "copies":
+            return {}
+        shared, task = self._shared_spaces(net), net.current
+        return {
+            name: net.spaces[name].owned(task - 1)[: net.spaces[name].width(task)]
+            for name in net.growable_spaces()
+            if name not in shared
         }
 
     def _shared_spaces(self, net: FireflyNet) -> list[str]:

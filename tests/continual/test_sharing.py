@@ -59,3 +59,16 @@ def test_what_lies_behind_the_shared_spaces_costs_later_tasks_nothing() -> None:
 def test_impossible_shares_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="must be in"):
         Plan(**setting)
+
+
+def test_copies_start_the_spaces_that_are_not_shared() -> None:
+    plan = Plan(start="copies", shared=0.5, seed=0.25)
+    net = grown(plan, tasks=2)
+    names = net.growable_spaces()
+    assert list(plan.originals(net)) == names[3:]
+    widths = net.widths()
+    assert all(widths[name][1] == widths[name][0] for name in names[3:])
+    assert all(widths[name][1] < widths[name][0] for name in names[:3])
+    assert Plan().originals(net) == {}
+    with pytest.raises(ConfigurationError, match="use random or copies"):
+        Plan(start="copy")

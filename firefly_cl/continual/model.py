@@ -128,12 +128,14 @@ def fitting(
 ) -> dict[str, int]:
     """Seed widths for the next task, made smaller together until the budget (floats) pays them.
 
-    Growth keeps what one step may add. A task that can have no unit of its own still gets its
-    head. Raises ConfigurationError where even that does not fit.
+    Growth keeps what one step may add, unless the task starts from copies: to cut these would undo
+    growth before. A task that can have no unit of its own still gets its head. Raises
+    ConfigurationError where even that does not fit.
     """
     widths = plan.seed_widths(net)
     left = budget - floats(net)
-    seeds = left / (1 + plan.growth) if plan.grow_at else left
+    keeps = plan.growth if plan.grow_at and plan.start == "random" else 0.0
+    seeds = left / (1 + keeps)
     for share in (1 - step / 64 for step in range(64)):
         smaller = {name: int(share * width) for name, width in widths.items()}
         if task_floats(net, classes, smaller, reads) <= seeds:

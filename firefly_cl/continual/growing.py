@@ -22,7 +22,7 @@ from firefly_cl.errors import BudgetTooSmall, ConfigurationError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Criterion, Growth
-from firefly_cl.network import FireflyNet, floats, own_flops
+from firefly_cl.network import FireflyNet, floats, flops, own_flops
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.rebuild import migrate
 
@@ -59,7 +59,10 @@ class FireflyPlugin(SupervisedPlugin):
         self._limit: int | None = None
         self._epoch = 0
         self._due: set[int] = set()
+        self._rounds: list[int] = []
+        self._at_first = self._steps = 0
         self._last_loss: float | None = None
+        self._obtained = 0.0
 
     # --- the phases of a task ---------------------------------------------------------------------
 
@@ -87,7 +90,17 @@ class FireflyPlugin(SupervisedPlugin):
         self._due = {
             epoch for share in self.plan.grow_at if 0 < (epoch := round(share * epochs)) < epochs
         }
+        self._rounds = [0, *sorted(self._due), epochs]
+        self._at_first, self._steps = _own(net, self.plan.cost), 0
         self._validation = list(self._loader(strategy)) if self._held_out is not None else []
+
+    def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
+        """Begin the schedule of the learning rate anew after each growth step, if so planned."""
+        training = _training(strategy)
+        if not self.plan.restart or training is None or self._epoch not in self._rounds[:-1]:
+            return
+        end = self._rounds[self._rounds.index(self._epoch) + 1]
+        training.start_schedule((end - self._epoch) * len(strategy.dataloader))
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Grow if the schedule and the validation loss say so."""
@@ -96,24 +109,34 @@ class FireflyPlugin(SupervisedPlugin):
             return
         started = time.perf_counter()
         net = _model(strategy).net
-        loss = self.validation_loss(strategy)
+        loss, accuracy = self.validate(strategy)
         if loss is not None and self._last_loss is not None:
             if self._last_loss - loss < self.plan.patience * self._last_loss:
                 self._due = set()
                 return
         self._last_loss = loss
+        event: dict[str, object] = {
+            "task": net.current,
+            "epoch": self._epoch,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "parameters_before": floats(net),
+            "flops_before": flops(net),
+        }
         growth = self.grow(strategy)
-        self.seconds["grow"] += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.seconds["grow"] += seconds
         if growth is not None:
             self.events.append(
                 {
-                    "task": net.current,
-                    "epoch": self._epoch,
+                    **event,
                     "kinds": growth.by_kind(),
                     "spaces": growth.by_space(),
                     "predicted_decrease": growth.gain,
-                    "validation_loss": loss,
+                    "obtained_decrease": self._obtained,
                     "parameters": floats(net),
+                    "flops": flops(net),
+                    "seconds": seconds,
                 }
             )
 
@@ -137,23 +160,30 @@ class FireflyPlugin(SupervisedPlugin):
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
-        amount = int(self.plan.growth * _own(net, self.plan.cost))
+        wanted = self._at_first * (1 + self.plan.growth) ** (self._steps + 1)
+        amount = int(wanted) - _own(net, self.plan.cost)
+        self._steps += 1
         room = None if self._limit is None else self._limit - floats(net)
         if amount < 1 or (room is not None and room < 1):
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
-        recipe = next((p.recipe for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
+        training = _training(strategy)
 
         def autocast() -> AbstractContextManager[Any]:
-            if recipe is None:
+            if training is None:
                 return nullcontext()
-            return Precision.of(recipe, strategy.device).forward(strategy.device)
+            return Precision.of(training.recipe, strategy.device).forward(strategy.device)
 
         def loss(model: Any, batch: list[Tensor]) -> Tensor:
             x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
             value: Tensor = strategy._criterion(model(x).float(), y)
             return value
 
+        def mean_loss() -> float:
+            with torch.no_grad(), evaluation(net), autocast():
+                return sum(float(loss(net, batch)) for batch in batches) / len(batches)
+
+        before = mean_loss()
         try:
             growth = self.criterion.grow(
                 net,
@@ -168,24 +198,27 @@ class FireflyPlugin(SupervisedPlugin):
             return None
         for edit in growth.edits:
             migrate(strategy.optimizer, edit)
+        self._obtained = before - mean_loss()
         return growth
 
     @torch.no_grad()
-    def validation_loss(self, strategy: Any) -> float | None:
-        """Mean cross entropy on the validation images; None if there are none."""
+    def validate(self, strategy: Any) -> tuple[float | None, float | None]:
+        """Mean cross entropy and accuracy on the validation images; None if there are none."""
         if not self._validation:
-            return None
+            return None, None
         net = _model(strategy).net
-        total, n = 0.0, 0
+        total, right, n = 0.0, 0, 0
         with evaluation(net):
             for batch in self._validation:
                 x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
-                total += float(F.cross_entropy(net(x).float(), y, reduction="sum"))
+                logits = net(x).float()
+                total += float(F.cross_entropy(logits, y, reduction="sum"))
+                right += int((logits.argmax(1) == y).sum())
                 n += len(y)
-        return total / n
+        return total / n, right / n
 
     def _loader(self, strategy: Any) -> Any:
-        training = next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
+        training = _training(strategy)
         if training is not None:
             return training.plain_batches(self._held_out, strategy.device)
         return torch.utils.data.DataLoader(self._held_out, batch_size=EVALUATION_BATCH)
@@ -202,6 +235,10 @@ def _own(net: FireflyNet, cost: str) -> int:
     if cost == "flops":
         return own_flops(net)
     return sum(parameter.numel() for parameter in net.trainable())
+
+
+def _training(strategy: Any) -> TrainingPlugin | None:
+    return next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
 
 
 def _model(strategy: Any) -> FireflyModel:

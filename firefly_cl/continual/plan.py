@@ -24,11 +24,12 @@ class Plan:
     costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
     the units of those spaces are at first: "random", or "copies" of all those of the task before,
     which train while the originals stay frozen.
-    growth: units of one growth step, as a share of the task's own (in the currency `cost`).
-    grow_at: shares of a task's epochs after which it grows. patience: stop growing in a task once
-    the validation loss fell by less than this share of itself since the step before. criterion,
-    settings: which growth criterion, and its own. validation: held out of an experience that
-    comes without a validation stream.
+    growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
+    step makes up for what those before it left of their budget. grow_at: shares of a task's
+    epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
+    patience: stop growing in a task once the validation loss fell by less than this share of
+    itself since the step before. criterion, settings: which growth criterion, and its own.
+    validation: held out of an experience that comes without a validation stream.
     """
 
     seed: float = 0.25
@@ -39,6 +40,7 @@ class Plan:
     growth: float = 0.25
     cost: str = "parameters"
     grow_at: tuple[float, ...] = (0.2, 0.4)
+    restart: bool = False
     patience: float = 0.01
     criterion: str = "firefly"
     settings: Mapping[str, float] = field(default_factory=dict)

@@ -138,6 +138,10 @@ def test_growth_is_told() -> None:
         assert set(kinds) <= {"split", "unlock", "new"}
         assert isinstance(event["predicted_decrease"], float) and event["predicted_decrease"] > 0
         assert isinstance(event["validation_loss"], float)
+        assert isinstance(event["obtained_decrease"], float)
+        assert 0 <= event["validation_accuracy"] <= 1 and event["seconds"] > 0
+        assert event["parameters_before"] < event["parameters"]
+        assert event["flops_before"] < event["flops"]
     assert [events[i]["parameters"] for i in (1, 3, 5)] == list(before.values())
     grown = [sum(widths) for widths in zip(*strategy.net.widths().values(), strict=True)]
     told = [sum(sum(e["spaces"].values()) for e in events if e["task"] == t) for t in range(3)]
@@ -183,13 +187,13 @@ def test_held_out_images_are_never_learnt(recipe: Any, valid: bool) -> None:
     strategy = growing(plan=plan, recipe=recipe, plugins=[watch], train_epochs=2, train_mb_size=16)
     strategy.firefly.criterion = recorder
     judged: list[Tensor] = []
-    plain = strategy.firefly.validation_loss
+    plain = strategy.firefly.validate
 
-    def validation_loss(template: Any) -> float | None:
+    def validate(template: Any) -> tuple[float | None, float | None]:
         judged.extend(batch[0].clone() for batch in strategy.firefly._validation)
         return plain(template)
 
-    strategy.firefly.validation_loss = validation_loss  # type: ignore[method-assign]
+    strategy.firefly.validate = validate  # type: ignore[method-assign]
     benchmark = stream_of(TASKS, valid=valid)
     for experience in benchmark.train_stream:
         watch.seen.clear()
@@ -235,21 +239,21 @@ def test_stops_by_the_validation_loss(losses: tuple[float, ...], grown: int) -> 
     recorder = Recorder()
     strategy.firefly.criterion = recorder
     told: Iterator[float] = iter(())
-    strategy.firefly.validation_loss = lambda template: next(told)  # type: ignore[method-assign]
+    strategy.firefly.validate = lambda template: (next(told), 0.5)  # type: ignore[method-assign]
     for experience in stream_of(TASKS[:2]).train_stream:
         told, recorder.calls = iter(losses), 0
         strategy.train(experience)
         assert recorder.calls == grown  # each task anew
 
 
-def test_validation_loss_is_of_the_newest_task() -> None:
+def test_validation_is_of_the_newest_task() -> None:
     strategy = growing("resnet9")
     benchmark = stream_of(TASKS[:1], valid=True)
-    found: list[float | None] = []
+    found: list[tuple[float | None, float | None]] = []
 
     class Judge(SupervisedPlugin):
         def after_training_epoch(self, template: Any, **kwargs: object) -> None:
-            found.append(strategy.firefly.validation_loss(template))
+            found.append(strategy.firefly.validate(template))
             assert template.model.net.training
 
     strategy.plugins.append(Judge())
@@ -257,8 +261,49 @@ def test_validation_loss_is_of_the_newest_task() -> None:
     held = benchmark.valid_stream[0].dataset
     images = torch.stack([item[0] for item in held])
     labels = torch.tensor([int(item[1]) for item in held])
-    expected = nn.functional.cross_entropy(answers(strategy.model, 0, images), labels)
-    assert found[-1] == pytest.approx(float(expected), rel=1e-5)
+    logits = answers(strategy.model, 0, images)
+    loss, accuracy = found[-1]
+    assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert accuracy == int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def test_a_step_makes_up_for_what_the_one_before_left() -> None:
+    amounts = []
+
+    class Miser(Recorder):
+        def grow(
+            self, net: FireflyNet, batches: Any, loss: Any, budget: Budget, *rest: Any
+        ) -> Growth:
+            amounts.append(budget.amount)
+            return Growth()
+
+    plan = dataclasses.replace(PLAN, grow_at=(0.25, 0.5), patience=-10.0, growth=0.5, cost="units")
+    strategy = growing(plan=plan, recipe=dataclasses.replace(RECIPE, epochs=4))
+    strategy.firefly.criterion = Miser()
+    strategy.train(stream_of(TASKS).train_stream[0])
+    units = sum(strategy.net.spaces[name].width(0) for name in strategy.net.spaces)
+    assert amounts == [int(1.5 * units) - units, int(2.25 * units) - units]
+
+
+def test_the_schedule_may_begin_anew_with_each_growth_step() -> None:
+    rates: list[list[float]] = []
+
+    class Rates(SupervisedPlugin):
+        def before_training_epoch(self, template: Any, **kwargs: object) -> None:
+            rates.append([])
+
+        def before_backward(self, template: Any, **kwargs: object) -> None:
+            rates[-1].append(template.optimizer.param_groups[0]["lr"])
+
+    plan = dataclasses.replace(PLAN, grow_at=(0.25, 0.5), restart=True)
+    recipe = dataclasses.replace(RECIPE, epochs=4, schedule="cosine")
+    strategy = growing(plan=plan, recipe=recipe, plugins=[Rates()])
+    strategy.train(stream_of(TASKS).train_stream[0])
+    one, two, *last = rates
+    assert one == two  # a whole schedule in one epoch
+    assert one[0] == last[0][0] == recipe.learning_rate
+    assert one[-1] < 0.01 * one[0] and last[1][-1] < 0.01 * one[0]
+    assert last[0][-1] > 0.3 * one[0]  # the last round has two epochs
 
 
 def test_nothing_held_out_grows_on_schedule() -> None:

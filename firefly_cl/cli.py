@@ -1,4 +1,4 @@
-"""The command line: firefly-cl run, list, report, verify."""
+"""The command line: firefly-cl run, grow, list, report, verify."""
 
 from __future__ import annotations
 
@@ -10,133 +10,19 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from firefly_cl.commands import Command, Grow, List, Report, Run, Verify
 from firefly_cl.errors import ConfigurationError, FileError, FireflyError
 
 if TYPE_CHECKING:
+    from firefly_cl.benchmark.plan import Request
     from firefly_cl.benchmark.runner import Outcome
 
-# Only the standard library, tyro and firefly_cl.errors above: --help must answer at once.
-
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
-_PRESET = "(default: the scenario's)"
-Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_PRESET)]
-Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_PRESET)]
-Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
-Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
-File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
-Settings = Annotated[
-    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
-]
-Folders = tyro.conf.Positional[
-    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
-]
-
-
-@dataclass(frozen=True)
-class Run:
-    """Run strategies on a scenario and print their comparison.
-
-    Each run is kept in OUT/<scenario>/<strategy>-seed<k>; one that is already finished there
-    is not repeated.
-    """
-
-    scenario: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SCENARIO")]] = (
-        "split-digits"
-    )
-    """What to learn; `firefly-cl list` shows the scenarios."""
-    strategy: Names = "firefly,naive,ewc,replay"
-    """Strategies, with commas between."""
-    seeds: Names = "0"
-    """Seeds, with commas between: class order, validation split, weights, batches."""
-    tasks: Count = None
-    """Stream only the first so many tasks."""
-    split_into: Count = None
-    """Cut the classes into so many tasks, where the scenario allows it."""
-    epochs: Count = None
-    """Epochs of each task."""
-    backbone: Name = None
-    """Network to learn with; `firefly-cl list` shows the backbones."""
-    width: Number = None
-    """Factor on every channel count of the backbone."""
-    constant_width: Count = None
-    """Give every layer so many channels instead."""
-    budget: Count = None
-    """Floats a learner may hold, for strategies that can keep to a budget."""
-    batch_size: Count = None
-    """Images in a training batch."""
-    learning_rate: Number = None
-    """Peak of the learning-rate schedule."""
-    recipe: Settings = ()
-    """Another training setting as name=value, such as mixup=0.2 or augmentation.cutout=8."""
-    option: Settings = ()
-    """A setting of the strategies as name=value, or STRATEGY.name=value for one of them."""
-    validation: float = 0.1
-    """Fraction of the training images held out; every decision is made on these."""
-    evaluate_on: str = "test"
-    """test, or validation while settings are chosen: test images are not read then."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Folder or file of the data, where the scenario needs one."""
-    download: Flag = False
-    """Allow fetching missing data from the internet."""
-    out: Path = Path("runs")
-    """Folder that keeps the runs."""
-    overwrite: Flag = False
-    """Discard what the run folders hold and run again."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    json: Flag = False
-    """Print one JSON object on the last line."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True)
-class List:
-    """Show the scenarios, strategies and backbones."""
-
-    json: Flag = False
-    """Print one JSON object on the last line."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Draw tables and figures from the records of runs."""
-
-    runs: Folders
-    """Run folders, or folders that hold some."""
-    html: File = None
-    """Write one self-contained page here, and its figures as PNG files beside it."""
-    markdown: File = None
-    """Redraw the tables between <!-- table:SCENARIO --> and <!-- /table --> in this file."""
-    json: Flag = False
-    """Print one JSON object on the last line."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True)
-class Verify:
-    """Check that saved models still give the logits recorded when each task ended, bit for bit."""
-
-    runs: Folders
-    """Run folders, or folders that hold some."""
-    json: Flag = False
-    """Print one JSON object on the last line."""
-    debug: Flag = False
-    """Show the traceback of an error."""
-
-
-Command = Run | List | Report | Verify
+# Only the standard library, tyro, commands and errors above: --help must answer at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,7 +35,7 @@ def _parse(arguments: Sequence[str]) -> Command:
     try:
         with contextlib.redirect_stderr(box):
             command: Command = tyro.extras.subcommand_cli_from_dict(
-                {"run": Run, "list": List, "report": Report, "verify": Verify},
+                {"run": Run, "grow": Grow, "list": List, "report": Report, "verify": Verify},
                 prog="firefly-cl",
                 description="Continual learning by networks that grow and forget nothing.",
                 args=arguments,
@@ -183,8 +69,8 @@ def execute(command: Command) -> int:
     # Avalanche imports a solver that we never call, and it warns that it is not installed.
     warnings.filterwarnings("ignore", message="no QP solver found")
     try:
-        if isinstance(command, Run):
-            return _run(command, outcomes)
+        if isinstance(command, Run | Grow):
+            return _train(command, outcomes)
         if isinstance(command, List):
             return _list(command)
         if isinstance(command, Report):
@@ -223,7 +109,7 @@ def _report_error(command: Command, message: str) -> str:
 
 
 def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
-    if not isinstance(command, Run):
+    if not isinstance(command, Run | Grow):
         return "interrupted"
     return (
         f"interrupted after {len(outcomes)} finished runs, kept in {command.out}: "
@@ -231,38 +117,13 @@ def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _run(command: Run, outcomes: list[Outcome]) -> int:
+def _train(command: Run | Grow, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.environment import default_threads, use_threads
-    from firefly_cl.benchmark.plan import (
-        Request,
-        cells_of,
-        check,
-        check_data_dir,
-        check_device,
-        parse_names,
-        parse_seeds,
-    )
+    from firefly_cl.benchmark.plan import cells_of, check, check_data_dir, check_device
 
-    request = Request(
-        scenario=command.scenario,
-        strategies=parse_names(command.strategy, "--strategy"),
-        seeds=parse_seeds(command.seeds),
-        tasks=command.tasks,
-        split_into=command.split_into,
-        validation=command.validation,
-        evaluate_on=command.evaluate_on,
-        epochs=command.epochs,
-        batch_size=command.batch_size,
-        learning_rate=command.learning_rate,
-        backbone=command.backbone,
-        width=command.width,
-        constant_width=command.constant_width,
-        budget=command.budget,
-        device=command.device,
-        recipe=command.recipe,
-        options=command.option,
-    )
-    check(request)
+    runs = _requests(command)
+    for request, _ in runs:
+        check(request)
     check_data_dir(command.data_dir)
     threads = default_threads() if command.threads is None else command.threads
     if threads < 1:
@@ -277,20 +138,61 @@ def _run(command: Run, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.runner import run_cells
 
     with Display() as display:
-        run_cells(
-            cells_of(request),
-            command.out,
-            threads=threads,
-            data_dir=command.data_dir,
-            download=command.download,
-            overwrite=command.overwrite,
-            display=display,
-            outcomes=outcomes,
-        )
+        for request, out in runs:
+            run_cells(
+                cells_of(request),
+                out,
+                threads=threads,
+                data_dir=command.data_dir,
+                download=command.download,
+                overwrite=command.overwrite,
+                display=display,
+                outcomes=outcomes,
+            )
     return _conclude(command, outcomes)
 
 
-def _conclude(command: Run, outcomes: Sequence[Outcome]) -> int:
+def _requests(command: Run | Grow) -> list[tuple[Request, Path]]:
+    """What to run, and the folder that keeps it."""
+    from firefly_cl.benchmark.plan import Request, parse_names, parse_seeds
+
+    common = Request(
+        scenario=command.scenario if isinstance(command, Run) else "",
+        strategies=parse_names(command.strategy, "--strategy") if isinstance(command, Run) else (),
+        seeds=parse_seeds(command.seeds),
+        tasks=command.tasks if isinstance(command, Run) else None,
+        split_into=command.split_into if isinstance(command, Run) else None,
+        validation=command.validation,
+        evaluate_on=command.evaluate_on,
+        epochs=command.epochs,
+        batch_size=command.batch_size,
+        learning_rate=command.learning_rate,
+        backbone=command.backbone,
+        width=command.width,
+        constant_width=command.constant_width,
+        budget=command.budget,
+        device=command.device,
+        recipe=command.recipe,
+        options=command.option,
+    )
+    if isinstance(command, Run):
+        return [(common, command.out)]
+    from firefly_cl.benchmark.rounds import growth_requests
+    from firefly_cl.growth import CRITERIA
+
+    criteria: Sequence[str] = CRITERIA.names()
+    if not command.compare:
+        criteria = parse_names(command.criterion, "--criterion")
+    requests = growth_requests(
+        common, command.data, criteria, command.rounds, command.growth, command.cost
+    )
+    return [
+        (request, command.out / criterion)
+        for request, criterion in zip(requests, criteria, strict=True)
+    ]
+
+
+def _conclude(command: Run | Grow, outcomes: Sequence[Outcome]) -> int:
     from firefly_cl.benchmark.report import print_tables, summaries
 
     kept = [outcome.record for outcome in outcomes if outcome.record is not None]

@@ -12,7 +12,7 @@ import pytest
 
 from firefly_cl import cli
 
-COMMANDS = ("run", "list", "report", "verify")
+COMMANDS = ("run", "grow", "list", "report", "verify")
 
 
 def shell(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,13 @@ from firefly_cl import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = {"run": cli.Run, "list": cli.List, "report": cli.Report, "verify": cli.Verify}
+COMMANDS = {
+    "run": cli.Run,
+    "grow": cli.Grow,
+    "list": cli.List,
+    "report": cli.Report,
+    "verify": cli.Verify,
+}
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 

@@ -1,4 +1,4 @@
-"""What there is to run: scenarios, strategies and backbones, read without importing torch."""
+"""What there is to run, by name, read without importing torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from firefly_cl.registry import Registry
 
 
 def catalogue() -> dict[str, dict[str, str]]:
-    """Names and one-line descriptions of every kind of thing that `run` takes."""
+    """Names and one-line descriptions of every kind of thing that `run` and `grow` take."""
     from firefly_cl.continual import STRATEGIES
+    from firefly_cl.growth import CRITERIA
     from firefly_cl.scenarios import SCENARIOS
     from firefly_cl.zoo import BACKBONES
 
     kinds: dict[str, Registry] = {
         "scenarios": SCENARIOS,
         "strategies": STRATEGIES,
+        "criteria": CRITERIA,
         "backbones": BACKBONES,
     }
     return {

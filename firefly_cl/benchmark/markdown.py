@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firefly_cl.benchmark.records import write_atomic
-from firefly_cl.benchmark.report import COLUMNS, ScenarioSummary
+from firefly_cl.benchmark.report import ScenarioSummary
 from firefly_cl.errors import FileError
 
 # A marker must stand alone on its line, so that text may speak of markers.
@@ -62,9 +62,9 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
 
 def table(group: ScenarioSummary) -> str:
     """One scenario's table in Markdown, without a last line break."""
-    rows = [COLUMNS, *(summary.row() for summary in group.summaries)]
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
-    rule = "|" + "|".join(["---", *["---:"] * (len(COLUMNS) - 1)]) + "|"
+    columns, rows = group.table()
+    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in [columns, *rows]]
+    rule = "|" + "|".join(["---", *["---:"] * (len(columns) - 1)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 
 

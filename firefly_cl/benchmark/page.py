@@ -16,7 +16,7 @@ from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.quantities import percent
 from firefly_cl.benchmark.records import write_atomic
-from firefly_cl.benchmark.report import COLUMNS, ScenarioSummary, Summary, mean_known
+from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
 from firefly_cl.errors import FileError
 
 _CAPTIONS = {
@@ -25,7 +25,20 @@ _CAPTIONS = {
     "A column that stays the same colour downwards is a task that is not forgotten.",
     "size": "Floats needed to answer every task learnt so far.",
     "widths": "Units of each layer, coloured by the task that brought them.",
+    "rounds-flops": "The same against the operations of one image.",
+    "rounds": "Validation accuracy before each growth step and at the end, against the size then; "
+    "bands are a standard deviation over seeds.",
 }
+
+_NOTE = (
+    "Mean and sample standard deviation over seeds. Floats and bytes are everything kept to answer "
+    "all tasks; FLOPs of one image, averaged over tasks; time of all phases of one seed."
+)
+_GROWTH_NOTE = (
+    "Mean and sample standard deviation over seeds. Obtained / predicted: the decrease of the loss "
+    "by growth steps on training batches, over what the criterion had promised; step: seconds of "
+    "one growth step; time of all phases of one seed."
+)
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.
 _THEME = {
@@ -109,14 +122,12 @@ def _svg(figure: Figure, salt: str, title: str) -> str:
 
 
 def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
-    rows = [summary.row() for summary in group.summaries]
+    columns, rows = group.table()
     return "\n".join(
         [
             f"<section>\n<h2>{html.escape(group.title)}</h2>",
-            _table(COLUMNS, rows),
-            '<p class="note">Mean and sample standard deviation over seeds. Floats and bytes are '
-            "everything kept to answer all tasks; FLOPs of one image, averaged over tasks; time "
-            "of all phases of one seed.</p>",
+            _table(columns, rows),
+            f'<p class="note">{_GROWTH_NOTE if group.grows else _NOTE}</p>',
             *figures,
             _by_task(group),
             _configurations(group),

@@ -15,13 +15,13 @@ from firefly_cl.benchmark.configuration import (
     recipe_as_json,
     recipe_from,
 )
-from firefly_cl.benchmark.presets import preset_of
+from firefly_cl.benchmark.presets import Preset, preset_of
 from firefly_cl.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asked to run; None leaves a setting to the scenario's preset.
+    """What a user asked to run; None leaves a setting to the preset, the scenario's unless given.
 
     `recipe` holds `name=value` of recipe settings, `options` `name=value` or
     `STRATEGY.name=value` of strategy-specific ones.
@@ -44,6 +44,7 @@ class Request:
     device: str = "cpu"
     recipe: Sequence[str] = field(default_factory=tuple)
     options: Sequence[str] = field(default_factory=tuple)
+    preset: Preset | None = None
 
 
 def check(request: Request) -> None:
@@ -91,7 +92,7 @@ def cells_of(request: Request) -> list[Cell]:
 
 
 def _cell(request: Request, strategy: str, seed: int) -> Cell:
-    preset = preset_of(request.scenario, strategy)
+    preset = request.preset or preset_of(request.scenario, strategy)
     asked: dict[str, Any] = {
         name: getattr(request, name)
         for name in ("epochs", "batch_size", "learning_rate")

@@ -84,6 +84,29 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
+_THIN = Preset(
+    backbone="vgg19",
+    constant_width=16,
+    recipe={"epochs": 10, "batch_size": 128, "learning_rate": 0.1},
+)
+
+GROWTH: Mapping[str, Preset] = {
+    # A round of `grow`: thin networks on all classes at once; not tuned.
+    "split-digits": Preset(
+        backbone="mlp",
+        constant_width=4,
+        recipe={
+            "epochs": 5,
+            "batch_size": 32,
+            "augmentation": {"crop_padding": 1, "flip": False},
+        },
+    ),
+    "split-cifar10": _THIN,
+    "split-cifar100": _THIN,
+    "image-folder": _THIN,
+}
+
+
 def preset_of(scenario: str, strategy: str) -> Preset:
     """The preset of a scenario and strategy; a scenario without one gets the common defaults."""
     return PRESETS.get(scenario, Preset()).of(strategy)

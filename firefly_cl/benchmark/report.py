@@ -19,6 +19,19 @@ from firefly_cl.benchmark.records import Record
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
 """Sizes are of everything kept after the last task; FLOPs of one image, averaged over tasks."""
 
+GROWTH_COLUMNS = (
+    "criterion",
+    "seeds",
+    "accuracy %",
+    "floats",
+    "FLOPs",
+    "obtained / predicted",
+    "step",
+    "time",
+)
+"""Of networks grown on one task: the decrease of the loss obtained by growth steps over the
+predicted one, and the seconds of one step."""
+
 _SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
 
 
@@ -59,6 +72,23 @@ class Summary:
             duration(self.seconds()),
         )
 
+    def growth_row(self) -> tuple[str, ...]:
+        """The cells under GROWTH_COLUMNS."""
+        events = [event for record in self.records for event in record.growth_events]
+        predicted = sum(event["predicted_decrease"] for event in events)
+        obtained = sum(event.get("obtained_decrease", 0.0) for event in events)
+        spent = [event["seconds"] for event in events if "seconds" in event]
+        return (
+            self.label,
+            str(len(self.records)),
+            percent_over([record.average_accuracy for record in self.records]),
+            count(self.mean("parameters")),
+            count(self.flops()),
+            f"{obtained / predicted:.2f}" if predicted > 0 else "-",
+            duration(statistics.fmean(spent)) if spent else "-",
+            duration(self.seconds()),
+        )
+
     def matrix(self) -> list[list[float | None]]:
         """Mean over seeds of the accuracy matrix."""
         tasks = range(len(self.records[0].tasks))
@@ -80,6 +110,18 @@ class ScenarioSummary:
     """The name of its table: the scenario, followed by its cut where there are several."""
     title: str
     summaries: Sequence[Summary]
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is about growth on one task rather than about a stream of tasks."""
+        records = [record for summary in self.summaries for record in summary.records]
+        return len(self.tasks()) == 1 and all(record.growth_events for record in records)
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The heads of its columns, and one row for each summary."""
+        if self.grows:
+            return GROWTH_COLUMNS, [summary.growth_row() for summary in self.summaries]
+        return COLUMNS, [summary.row() for summary in self.summaries]
 
     def tasks(self) -> Sequence[str]:
         """Names of the tasks, of the first seed (a seeded class order may rename them)."""
@@ -171,6 +213,8 @@ def _label(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]
         for name in dict.fromkeys(name for rival in theirs for name in rival)
         if name != "seed" and len({json.dumps(rival.get(name)) for rival in theirs}) > 1
     ]
+    if names == ["options.criterion"]:
+        return str(mine.get(names[0]))
     settings = [f"{name.rpartition('.')[2]}={mine.get(name)}" for name in names]
     return f"{strategy} ({', '.join(settings)})"
 
@@ -188,14 +232,15 @@ def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = No
             padding=(0, 1),
             collapse_padding=True,
         )
-        for column in COLUMNS:
-            first = column == COLUMNS[0]
+        columns, rows = group.table()
+        for column in columns:
+            first = column == columns[0]
             table.add_column(
                 column,
                 justify="left" if first else "right",
                 no_wrap=not first,
                 overflow="fold",
             )
-        for summary in group.summaries:
-            table.add_row(*summary.row())
+        for row in rows:
+            table.add_row(*row)
         console.print(table)

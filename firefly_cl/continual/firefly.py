@@ -46,6 +46,7 @@ class Options:
     growth: float = Plan.growth
     cost: str = Plan.cost
     grow_at: str = ",".join(map(str, Plan.grow_at))
+    restart: bool = Plan.restart
     patience: float = Plan.patience
     criterion: str = Plan.criterion
 
@@ -66,6 +67,7 @@ class Options:
             growth=self.growth,
             cost=self.cost,
             grow_at=shares,
+            restart=self.restart,
             patience=self.patience,
             criterion=self.criterion,
         )

@@ -118,6 +118,9 @@ class Resumable(Protocol):
         """
 
 
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """For strategies that have no options of their own."""
@@ -133,9 +136,9 @@ def read_options(given: Mapping[str, str], kind: type[Options]) -> Options:
             raise ConfigurationError(f"unknown strategy option {name!r}: {suggestion(key, fields)}")
         convert: Any = type(fields[key].default)
         try:
-            values[key] = convert(text)
-        except ValueError:
-            wanted = "a whole number" if convert is int else "a number"
+            values[key] = _TRUTH[text.lower()] if convert is bool else convert(text)
+        except (ValueError, KeyError):
+            wanted = {int: "a whole number", bool: "true or false"}.get(convert, "a number")
             raise ConfigurationError(f"option {name} is {text!r}; it must be {wanted}") from None
     return kind(**values)
 

@@ -1,0 +1,68 @@
+"""Growing one network on one dataset: training rounds with a growth step between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from firefly_cl.benchmark.plan import Request
+from firefly_cl.benchmark.presets import GROWTH, Preset
+from firefly_cl.errors import ConfigurationError
+
+DATASETS = {
+    "digits": "split-digits",
+    "cifar10": "split-cifar10",
+    "cifar100": "split-cifar100",
+    "folder": "image-folder",
+}
+"""Datasets of `grow` and the scenarios that hold them, here learnt in one task."""
+
+
+def growth_requests(
+    common: Request, data: str, criteria: Sequence[str], rounds: int, growth: float, cost: str
+) -> list[Request]:
+    """What to run for each criterion: the same seed network, budget and epochs for all.
+
+    common: with `epochs` for one round; there is one more round than growth steps. growth: what a
+    step adds, as a share of what the network has in the currency `cost`. Raises
+    ConfigurationError, UnknownName.
+    """
+    from firefly_cl.growth import CRITERIA
+
+    if data not in DATASETS:
+        raise ConfigurationError(f"--data is {data!r}: choose from {', '.join(DATASETS)}")
+    if rounds < 1:
+        raise ConfigurationError(f"--rounds is {rounds}: give 1 or more")
+    if not 0 < growth <= 10:
+        raise ConfigurationError(f"--growth is {growth}: give a share above 0, such as 0.25")
+    for criterion in criteria:
+        CRITERIA.describe(criterion)
+    scenario = DATASETS[data]
+    preset = GROWTH[scenario]
+    if common.width is not None and common.constant_width is None:
+        preset = replace(preset, constant_width=None)
+    epochs = common.epochs if common.epochs is not None else preset.recipe["epochs"]
+    shares = ",".join(f"{(step + 1) / (rounds + 1):.9f}" for step in range(rounds))
+    return [
+        replace(
+            common,
+            scenario=scenario,
+            strategies=("firefly",),
+            split_into=1,
+            epochs=epochs * (rounds + 1),
+            preset=_with_options(
+                preset,
+                criterion=criterion,
+                growth=str(growth),
+                cost=cost,
+                grow_at=shares,
+                restart="true",
+                patience="-10",
+            ),
+        )
+        for criterion in criteria
+    ]
+
+
+def _with_options(preset: Preset, **options: str) -> Preset:
+    return replace(preset, options={**preset.options, **options})

@@ -1,0 +1,162 @@
+"""The commands of firefly-cl and what they take, as tyro reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+_PRESET = "(default: the scenario's)"
+Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_PRESET)]
+Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_PRESET)]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
+Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Settings = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
+]
+Folders = tyro.conf.Positional[
+    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
+]
+
+
+@dataclass(frozen=True)
+class _What:
+    scenario: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SCENARIO")]] = (
+        "split-digits"
+    )
+    """What to learn; `firefly-cl list` shows the scenarios."""
+    strategy: Names = "firefly,naive,ewc,replay"
+    """Strategies, with commas between."""
+    tasks: Count = None
+    """Stream only the first so many tasks."""
+    split_into: Count = None
+    """Cut the classes into so many tasks, where the scenario allows it."""
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    data: str = "digits"
+    """digits, cifar10, cifar100, or folder: images in --data-dir, see docs/scenarios.md."""
+    criterion: Names = "firefly"
+    """Growth criteria, with commas between; `firefly-cl list` shows them."""
+    compare: Flag = False
+    """Take every criterion there is."""
+    rounds: int = 3
+    """Growth steps; training goes before, between and after them."""
+    growth: float = 0.25
+    """What a step adds, as a share of what the network has."""
+    cost: str = "parameters"
+    """What growth is counted in: units, parameters or flops."""
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What every command that trains takes."""
+
+    seeds: Names = "0"
+    """Seeds, with commas between: class order, validation split, weights, batches."""
+    epochs: Count = None
+    """Epochs of each task (`run`) or each round (`grow`)."""
+    backbone: Name = None
+    """Network to learn with; `firefly-cl list` shows the backbones."""
+    width: Number = None
+    """Factor on every channel count of the backbone."""
+    constant_width: Count = None
+    """Give every layer so many channels instead."""
+    budget: Count = None
+    """Floats a learner may hold, for strategies that can keep to a budget."""
+    batch_size: Count = None
+    """Images in a training batch."""
+    learning_rate: Number = None
+    """Peak of the learning-rate schedule."""
+    recipe: Settings = ()
+    """Another training setting as name=value, such as mixup=0.2 or augmentation.cutout=8."""
+    option: Settings = ()
+    """A setting of the strategies as name=value, or STRATEGY.name=value for one of them."""
+    validation: float = 0.1
+    """Fraction of the training images held out; every decision is made on these."""
+    evaluate_on: str = "test"
+    """test, or validation while settings are chosen: test images are not read then."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Folder or file of the data, where the scenario needs one."""
+    download: Flag = False
+    """Allow fetching missing data from the internet."""
+    out: Path = Path("runs")
+    """Folder that keeps the runs."""
+    overwrite: Flag = False
+    """Discard what the run folders hold and run again."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+# The fields of the last base come first.
+@dataclass(frozen=True)
+class Run(_Training, _What):
+    """Run strategies on a scenario and print their comparison.
+
+    Each run is kept in OUT/<scenario>/<strategy>-seed<k>; one that is already finished there
+    is not repeated.
+    """
+
+
+@dataclass(frozen=True)
+class Grow(_Training, _Rounds):
+    """Grow a network on one dataset, in rounds, by one growth criterion or by several.
+
+    Every criterion gets the same seed network, budget and epochs. Each run is kept in
+    OUT/<criterion>/<scenario>/firefly-seed<k>; one that is finished there is not repeated.
+    """
+
+    out: Path = Path("growth")
+    """Folder that keeps the runs."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Show the scenarios, strategies, growth criteria and backbones."""
+
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Draw tables and figures from the records of runs."""
+
+    runs: Folders
+    """Run folders, or folders that hold some."""
+    html: File = None
+    """Write one self-contained page here, and its figures as PNG files beside it."""
+    markdown: File = None
+    """Redraw the tables between <!-- table:SCENARIO --> and <!-- /table --> in this file."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check that saved models still give the logits recorded when each task ended, bit for bit."""
+
+    runs: Folders
+    """Run folders, or folders that hold some."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+Command = Run | Grow | List | Report | Verify

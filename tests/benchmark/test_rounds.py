@@ -1,0 +1,108 @@
+"""`firefly-cl grow`: rounds of training and growth on one dataset, compared between criteria."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from firefly_cl import cli
+from firefly_cl.benchmark.plan import Request, cells_of
+from firefly_cl.benchmark.records import read_record
+from firefly_cl.benchmark.report import GROWTH_COLUMNS, summaries
+from firefly_cl.benchmark.rounds import DATASETS, growth_requests
+from firefly_cl.continual.recipe import Recipe
+from firefly_cl.scenarios import SCENARIOS
+from firefly_cl.zoo import BACKBONES
+
+COMMON = Request(scenario="", strategies=(), seeds=(0, 1), epochs=3)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("growth")
+    command = ["grow", "--rounds", "2", "--epochs", "2", "--seeds", "0,1", "--threads", "1"]
+    assert cli.execute(cli._parse([*command, "--out", str(out)])) == 0
+    return out
+
+
+def test_criteria_get_the_same_network_budget_and_epochs() -> None:
+    requests = growth_requests(COMMON, "digits", ["firefly", "firefly"], 3, 0.5, "flops")
+    one, other = (cells_of(request) for request in requests)
+    assert one == other
+    assert [cell.seed for cell in one] == [0, 1]
+    cell = one[0]
+    assert cell.recipe["epochs"] == 12 and cell.split_into == 1
+    shares = [float(share) for share in cell.options["grow_at"].split(",")]
+    assert [round(share * 12) for share in shares] == [3, 6, 9]
+    assert (cell.options["growth"], cell.options["cost"]) == ("0.5", "flops")
+
+
+@pytest.mark.parametrize("data", DATASETS)
+def test_every_dataset_has_a_seed_network(data: str) -> None:
+    (request,) = growth_requests(COMMON, data, ["firefly"], 1, 0.2, "units")
+    cell = cells_of(request)[0]
+    assert cell.scenario in SCENARIOS.names() and cell.backbone in BACKBONES.names()
+    assert cell.constant_width and Recipe().mixup == cell.recipe["mixup"] == 0
+
+
+def test_a_width_replaces_the_constant_one() -> None:
+    wide = Request(scenario="", strategies=(), seeds=(0,), width=0.5)
+    (request,) = growth_requests(wide, "cifar10", ["firefly"], 1, 0.2, "units")
+    cell = cells_of(request)[0]
+    assert (cell.width, cell.constant_width) == (0.5, None)
+
+
+def test_rounds_grow_to_the_planned_size_and_are_told(grown: Path) -> None:
+    record = read_record(grown / "firefly" / "split-digits" / "firefly-seed0")
+    first, second = record.growth_events
+    assert [first["epoch"], second["epoch"]] == [2, 4]
+    assert first["parameters_before"] < first["parameters"] == second["parameters_before"]
+    assert second["parameters"] == record.parameters
+    assert record.configuration["options"]["criterion"] == "firefly"
+    (group,) = summaries([record])
+    columns, rows = group.table()
+    assert group.grows and columns == GROWTH_COLUMNS and len(rows[0]) == len(columns)
+
+
+def test_growth_is_reported(
+    grown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "report.html"
+    assert cli.execute(cli._parse(["report", str(grown), "--html", str(page)])) == 0
+    printed = capsys.readouterr().out
+    assert "obtained / predicted" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("wrote"))
+    text = page.read_text(encoding="utf-8")
+    assert "Accuracy against size, round by round" in text and "Accuracy over tasks" not in text
+    assert (tmp_path / "report-split-digits-rounds.png").exists()
+
+
+def test_what_is_grown_is_not_grown_again(grown: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["grow", "--rounds", "2", "--epochs", "2", "--threads", "1", "--out", str(grown)]
+    assert cli.execute(cli._parse([*command, "--json"])) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [run["skipped"] for run in told["runs"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "cifar"), "choose from digits, cifar10, cifar100, folder"),
+        (("--criterion", "fireflies"), "did you mean 'firefly'"),
+        (("--rounds", "0"), "--rounds is 0: give 1 or more"),
+        (("--growth", "0"), "give a share above 0"),
+        (("--cost", "dollars"), "use units, parameters, flops"),
+        (("--epochs", "0"), "--epochs is 0: give 1 or more"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.execute(cli._parse(["grow", *arguments, "--out", str(tmp_path / "out")])) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -35,9 +35,9 @@ _NOTE = (
     "all tasks; FLOPs of one image, averaged over tasks; time of all phases of one seed."
 )
 _GROWTH_NOTE = (
-    "Mean and sample standard deviation over seeds. Obtained / predicted: the decrease of the loss "
-    "by growth steps on training batches, over what the criterion had promised; step: seconds of "
-    "one growth step; time of all phases of one seed."
+    "Mean and sample standard deviation over seeds. Obtained: the decrease of the loss on training "
+    "batches by growth steps, in percent of what the criterion had promised; step: seconds of one "
+    "growth step; time of all phases of one seed."
 )
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.

@@ -25,12 +25,12 @@ GROWTH_COLUMNS = (
     "accuracy %",
     "floats",
     "FLOPs",
-    "obtained / predicted",
+    "obtained %",
     "step",
     "time",
 )
-"""Of networks grown on one task: the decrease of the loss obtained by growth steps over the
-predicted one, and the seconds of one step."""
+"""Of networks grown on one task: the decrease of the loss that growth steps obtained, in percent of
+the predicted one, and the seconds of one step."""
 
 _SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
 
@@ -84,7 +84,7 @@ class Summary:
             percent_over([record.average_accuracy for record in self.records]),
             count(self.mean("parameters")),
             count(self.flops()),
-            f"{obtained / predicted:.2f}" if predicted > 0 else "-",
+            f"{100 * obtained / predicted:.0f}" if predicted > 0 else "-",
             duration(statistics.fmean(spent)) if spent else "-",
             duration(self.seconds()),
         )

@@ -72,7 +72,7 @@ def test_growth_is_reported(
     page = tmp_path / "report.html"
     assert cli.execute(cli._parse(["report", str(grown), "--html", str(page)])) == 0
     printed = capsys.readouterr().out
-    assert "obtained / predicted" in printed
+    assert "obtained %" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("wrote"))
     text = page.read_text(encoding="utf-8")
     assert "Accuracy against size, round by round" in text and "Accuracy over tasks" not in text

@@ -100,7 +100,7 @@ def deeper_layer(
 
 
 def deeper_places(net: FireflyNet) -> list[str]:
-    """Nodes after which one more layer of the newest task would be useful, one a point of the graph.
+    """Nodes behind which one more layer of the newest task would be useful, one for each point.
 
     These are the activations, norms, sums and joins whose result goes on as it is: behind them
     comes neither a norm nor an activation, and behind a norm without activation no sum or join

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from firefly_cl.errors import ConfigurationError, DivergenceError, EditError
 from firefly_cl.growth.budget import COSTS, Budget, Candidate, unit_cost
-from firefly_cl.growth.candidates import CandidateExecution, propose
+from firefly_cl.growth.candidates import propose
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Model
+from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.firefly import Firefly
 from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.edits import prune, widen

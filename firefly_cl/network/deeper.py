@@ -104,8 +104,10 @@ def deeper_places(net: FireflyNet) -> list[str]:
 
     These are the activations, norms, sums and joins whose result goes on as it is: behind them
     comes neither a norm nor an activation, and behind a norm without activation no sum or join
-    either. Of an inserted layer it is the sum alone, so that growing deeper makes no more
-    places. There must be units of the task to write to, and no space twice.
+    either. Where the maximum of some pixels goes on, the place is behind that: among equal ones
+    (zeros of a ReLU) it has no derivative. Of an inserted layer the sum alone is a place, so
+    that growing deeper makes no more of them. There must be units of the task to write to, and
+    no space twice.
     """
     readers: dict[str, list[Node]] = {node.name: [] for node in net.nodes}
     for node in net.nodes:
@@ -123,10 +125,10 @@ def deeper_places(net: FireflyNet) -> list[str]:
 
     def ends(node: Node) -> bool:
         """Whether a step of the network ends here."""
-        followers = {"norm", "activation"}
+        followers = {"norm", "activation", "maximum"}
         if _role(node) == "norm":
             followers |= {"add", "cat"}
-        elif _role(node) not in ("activation", "add", "cat"):
+        elif _role(node) not in ("activation", "maximum", "add", "cat"):
             return False
         return not any(_role(reader) in followers for reader in _behind(node, readers))
 
@@ -142,9 +144,12 @@ def deeper_places(net: FireflyNet) -> list[str]:
 
 
 def _role(node: Node) -> str:
-    """The kind of a node, where maps are either activations or pass on what they get."""
+    """The kind of a node, where maps are activations, maxima, or pass on what they get."""
     if node.kind == "map":
-        return "pass" if node.attributes["operation"] in POOLINGS else "activation"
+        operation = node.attributes["operation"]
+        if operation not in POOLINGS:
+            return "activation"
+        return "maximum" if "max" in operation else "pass"
     return "pass" if node.kind in ("flatten", "identity") else node.kind
 
 

@@ -74,7 +74,7 @@ def test_at_eps_0_every_place_keeps_the_function(name: str) -> None:
         assert all(torch.equal(*pair) for pair in zip(answers(net, x), before, strict=True)), place
 
 
-@pytest.mark.parametrize("name", VARIED)
+@pytest.mark.parametrize("name", ["mlp-bn", "resnet9", "grouped", "concat"])
 def test_values_given_to_insert_are_those_of_the_layer(name: str) -> None:
     """h(z) by torch's own functions, from z as the graph gives it."""
     net = two_tasks(name).eval()
@@ -90,7 +90,7 @@ def test_values_given_to_insert_are_those_of_the_layer(name: str) -> None:
         found.var *= (positions - 1) / positions
         insert(net, place, 2, incoming=layer.incoming, outgoing=layer.outgoing, statistics=found)
     torch.testing.assert_close(answers(net, x)[1], expected, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(answers(net, x)[1], answers(two_tasks(name), x)[1])
+    assert not torch.equal(answers(net, x)[1], answers(two_tasks(name), x)[1])
 
 
 @pytest.mark.parametrize("key", ["incoming", "outgoing", "statistics"])
@@ -130,14 +130,15 @@ def test_places_lie_inside_and_between_blocks_and_behind_depthwise_convolutions(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_but_pooling_comes_between_a_place_and_what_reads_it(name: str) -> None:
+def test_nothing_but_averages_comes_between_a_place_and_what_reads_it(name: str) -> None:
     net = two_tasks(name)
     places = deeper_places(net)
     assert places and not set(places) & set(net.spaces)
     for place in places:
         readers = [node for node in net.nodes if place in node.inputs]
         assert not any(node.kind == "norm" for node in readers)
-        assert not any("relu" in str(node.attributes.get("operation")) for node in readers)
+        operations = {str(node.attributes.get("operation")) for node in readers}
+        assert not operations & {"relu", "max_pool2d"}
 
 
 @pytest.mark.parametrize("name", VARIED)
@@ -176,7 +177,7 @@ def test_a_score_is_the_slope_of_the_loss_in_the_outgoing_weights(name: str) -> 
     found = criterion.score(net, candidates, [batch], loss, costs)
     assert {candidate.space for candidate in found} == set(places)
     largest = max(candidate.gain for candidate in found)
-    for candidate in found[:: 1 + len(found) // 12]:
+    for candidate in found[:: 1 + len(found) // 10]:
         changed = copy.deepcopy(net)
         (edit,) = commit(changed, candidates, [candidate], 1.0)
         outgoing = changed.layers[f"{edit.space}_out"].block(1).from_own
@@ -192,11 +193,11 @@ def test_a_score_is_the_slope_of_the_loss_in_the_outgoing_weights(name: str) -> 
         assert -slope == pytest.approx(candidate.gain, rel=1e-3, abs=1e-4 * largest), candidate
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIED)
 def test_the_loss_falls_by_what_deeper_units_promise(name: str) -> None:
     net = net_of(name)
     begin(net, widths=4)
-    batch = batch_for(net, 64 if name.startswith("mlp") else 16)
+    batch = batch_for(net, 64 if name == "mlp-bn" else 16)
     before, frozen = loss_of(net, batch), answers(net, batch[0])[0]
     growth = ONLY_DEEPER.grow(net, [batch], loss, Budget(6), seeded())
     assert growth.by_kind() == {"deeper": 6} and growth.gain > 0
@@ -317,7 +318,7 @@ def test_inserted_parameters_train_and_keep_moments(name: str, kind: str) -> Non
     assert in_order == [id(p) for p in net.trainable()]
     assert len(optimizer.param_groups[1]["params"]) == 2
     added = [p for edit in growth.edits for p in edit.added]
-    assert len(added) == 5 * len(growth.edits)
+    assert len(added) == 6 * len(growth.edits), "of two layers two blocks each, and a norm"
     before = [p.detach().clone() for p in added]
     train_steps(net, *batch, steps=2, optimizer=optimizer)
     for parameter, old in zip(added, before, strict=True):

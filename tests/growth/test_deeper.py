@@ -285,15 +285,13 @@ def test_a_step_stays_within_its_budget_and_that_of_floats(name: str, cost: str)
 
 def test_a_budget_that_pays_for_hidden_units_alone_is_enough() -> None:
     net = two_tasks("resnet9")
-    spaces = min(unit_cost(net, space, "parameters") for space in net.growable_spaces())
-    places = min(unit_cost(net, place, "parameters") for place in deeper_places(net))
+    spaces = min(unit_cost(net, space, "flops") for space in net.growable_spaces())
+    places = min(unit_cost(net, place, "flops") for place in deeper_places(net))
     assert places < spaces
     batch = batch_for(net)
     with pytest.raises(BudgetTooSmall):
-        Firefly(depths=2).grow(net, [batch], loss, Budget(places - 1, "parameters"), seeded())
-    growth = Firefly(depths=2, steps=1).grow(
-        net, [batch], loss, Budget(places, "parameters"), seeded()
-    )
+        Firefly(depths=2).grow(net, [batch], loss, Budget(places - 1, "flops"), seeded())
+    growth = Firefly(depths=2, steps=1).grow(net, [batch], loss, Budget(places, "flops"), seeded())
     assert growth.by_kind() == {"deeper": 1}
 
 
@@ -379,7 +377,7 @@ def test_spaces_stay_in_the_order_of_the_graph() -> None:
 def test_a_task_may_leave_an_inserted_layer_alone(name: str) -> None:
     """Without own units and without reading any, h adds nothing; it can grow there again."""
     net = net_of(name)
-    hidden = insert(net, deeper_places(net)[1], 2).space
+    hidden = insert(net, deeper_places(net)[-1], 2).space
     train_steps(net, *batch_for(net))
     net.freeze()
     x = images()
@@ -388,8 +386,10 @@ def test_a_task_may_leave_an_inserted_layer_alone(name: str) -> None:
     reads[hidden] = torch.zeros(0, dtype=torch.int64)
     begin(net, widths=dict.fromkeys(net.growable_spaces(), 2) | {hidden: 0}, reads=reads)
     batch = batch_for(net)
-    candidates = propose(net, [hidden], 2, 0, seeded())
-    kept = Firefly(reach=1.0).score(net, candidates, [batch], loss, {hidden: 1})
+    spaces = net.growable_spaces()
+    candidates = propose(net, spaces, 2, 0, seeded())
+    scored = Firefly(reach=1.0).score(net, candidates, [batch], loss, dict.fromkeys(spaces, 1))
+    kept = [candidate for candidate in scored if candidate.space == hidden]
     assert max(candidate.gain for candidate in kept) > 1e-6
     before = loss_of(net, batch)
     commit(net, candidates, kept[:1], 1e-4)

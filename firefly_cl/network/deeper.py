@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from firefly_cl.errors import EditError
 from firefly_cl.network.graph import MAPS, POOLINGS, Node
 from firefly_cl.network.net import FireflyNet
-from firefly_cl.network.space import Layout, Segment, channel_count
+from firefly_cl.network.space import Layout, Segment
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def deeper_layer(
         raise EditError(f"cannot insert a layer after {after} ({base.kind}): it holds no units")
     if any(net.spaces[s.space].fixed for s in base.layout):
         raise EditError(f"{after} holds the network's input: its channels belong to no task")
-    if not channel_count(base.layout, net.owned_units(net.current)):
+    if not any(net.spaces[s.space].width(net.current) for s in base.layout):
         raise EditError(f"task {net.current} has no units at {after} to write to: widen it first")
     if kernel % 2 == 0 and not base.flat:
         raise EditError(f"a kernel of {kernel} would change the map's size at {after}: use 3 or 5")
@@ -121,7 +121,6 @@ def deeper_places(net: FireflyNet) -> list[str]:
                 passed.add(first.name)
             else:
                 hidden |= {s.space for s in first.layout}
-    own = net.owned_units(net.current)
 
     def ends(node: Node) -> bool:
         """Whether a step of the network ends here."""
@@ -137,7 +136,7 @@ def deeper_places(net: FireflyNet) -> list[str]:
         for node in net.nodes
         if ends(node)
         and node.name not in passed
-        and channel_count(node.layout, own)
+        and any(net.spaces[s.space].width(net.current) for s in node.layout)
         and len({s.space for s in node.layout}) == len(node.layout)
         and not any(s.space in hidden or net.spaces[s.space].fixed for s in node.layout)
     ]

@@ -49,11 +49,16 @@ class Deeper:
 
 
 def deeper_layer(
-    net: FireflyNet, after: str, kernel: int = 3, activation: str = "relu", norm: bool = True
+    net: FireflyNet,
+    after: str,
+    kernel: int | None = None,
+    activation: str = "relu",
+    norm: bool = True,
 ) -> Deeper:
     """What `firefly_cl.network.edits.insert` would put after a node; raises EditError as it does.
 
-    The hidden units see `kernel` x `kernel` on maps, and are dense on flat features.
+    The hidden units see `kernel` x `kernel` on maps (3 x 3 unless given, 1 x 1 where the map is
+    one pixel), and are dense on flat features.
     """
     if net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before inserting a layer")
@@ -67,6 +72,8 @@ def deeper_layer(
         raise EditError(f"{after} holds the network's input: its channels belong to no task")
     if not any(net.spaces[s.space].width(net.current) for s in base.layout):
         raise EditError(f"task {net.current} has no units at {after} to write to: widen it first")
+    if kernel is None:
+        kernel = 3 if base.size > 1 else 1
     if kernel % 2 == 0 and not base.flat:
         raise EditError(f"a kernel of {kernel} would change the map's size at {after}: use 3 or 5")
     if activation not in MAPS:

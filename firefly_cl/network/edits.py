@@ -170,7 +170,7 @@ def insert(
     net: FireflyNet,
     after: str,
     width: int,
-    kernel: int = 3,
+    kernel: int | None = None,
     activation: str = "relu",
     norm: bool = True,
     incoming: Tensor | None = None,
@@ -180,12 +180,12 @@ def insert(
 ) -> Edit:
     """Insert an identity-residual layer z + h(z) after a node; the edit's space is its hidden one.
 
-    h has `width` hidden units of the newest task (of `kernel` x `kernel` on maps, dense on flat
-    features), which read everything that the task reads there and write only to the task's own
-    channels. incoming: (width, columns, ...), older columns first; He-initialised unless given.
-    outgoing: (own channels of the node, width, ...), zero unless given, so that no function
-    changes. statistics: of the hidden units, for their norm. Wu et al. 2020, arXiv 2102.08574,
-    deeper (method.md section 3). Raises EditError.
+    h has `width` hidden units of the newest task (`kernel` x `kernel` on maps, as `deeper_layer`
+    has it, dense on flat features), which read everything that the task reads there and write
+    only to the task's own channels. incoming: (width, columns, ...), older columns first;
+    He-initialised unless given. outgoing: (own channels of the node, width, ...), zero unless
+    given, so that no function changes. statistics: of the hidden units, for their norm.
+    Wu et al. 2020, arXiv 2102.08574, deeper (method.md section 3). Raises EditError.
     """
     made = deeper_layer(net, after, kernel, activation, norm)
     if width < 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.layers import GrowableLayer, GrowableNorm
+from firefly_cl.network.deeper import deeper_layer
+from firefly_cl.network.space import Layout
 
 COSTS = ("units", "parameters", "flops")
 
@@ -37,8 +39,9 @@ class Budget:
 class Candidate:
     """One unit that could be added.
 
-    kind: split, new or unlock. unit: its number among the task's own units (split), the new
-    candidates (new) or all older units (unlock) of the space. gain: expected decrease of the
+    kind: split, new, unlock or deeper. space: where, for a deeper unit the node that its layer
+    would stand behind. unit: its number among the task's own units (split), the new candidates
+    (new, deeper) or all older units (unlock) of the space. gain: expected decrease of the
     loss. cost: in the budget's currency. sign: of its gate.
     """
 
@@ -53,7 +56,8 @@ class Candidate:
 def unit_cost(net: FireflyNet, space: str, cost: str) -> int:
     """What one more own unit in `space` adds for the newest task, in a currency of COSTS.
 
-    FLOPs are those of one image.
+    `space` may be a node, for the hidden unit of a layer inserted behind it. FLOPs are those of
+    one image.
     """
     return growth_cost(net, {space: 1}, cost)
 
@@ -62,30 +66,42 @@ def growth_cost(net: FireflyNet, more: Mapping[str, int], cost: str) -> int:
     """What `more` own units by space add for the newest task, in a currency of COSTS.
 
     Beyond the sum over units it counts the weights between new units of neighbouring spaces.
+    Keys that are nodes stand for layers inserted behind them, with so many hidden units.
     """
     if cost == "units":
         return sum(more.values())
+    task = net.tasks[-1]
+    own = {name: space.width(net.current) for name, space in net.spaces.items()}
+    read = {name: len(task.reads[name]) + own[name] for name in net.spaces}
+    more = dict(more)
+    nodes = [(node, net.node(node.inputs[0]).layout) for node in net.nodes if node.inputs]
+    for place in [name for name in more if name not in net.spaces]:
+        made = deeper_layer(net, place)
+        more[made.space] = more.pop(place)
+        layouts = (made.after.layout, *(node.layout for node in made.nodes))
+        nodes += zip(made.nodes, layouts, strict=False)
     total = 0
-    for node in net.nodes:
-        layer = net.layers[node.name] if node.name in net.layers else None
-        writes = sum(s.repeat * more.get(s.space, 0) for s in node.layout)
-        if isinstance(layer, GrowableNorm) and cost == "parameters":
-            total += writes * (4 if layer.affine else 2)
-        if not isinstance(layer, GrowableLayer):
+    for node, reads in nodes:
+        writes = _channels(node.layout, more)
+        if node.kind == "norm" and cost == "parameters":
+            total += writes * (4 if node.attributes["affine"] else 2)
+        if node.kind not in ("conv", "linear", "head"):
             continue
-        block = layer.block(net.current)
-        if block is None:
-            continue
+        rows = task.classes if node.kind == "head" else _channels(node.layout, own)
+        if node.attributes["per_unit"]:
+            weights = writes * reads[0].repeat
+        else:
+            columns = _channels(reads, read)
+            weights = (rows + writes) * (columns + _channels(reads, more)) - rows * columns
         positions = 2 * node.size if cost == "flops" else 1
-        for side in layer.kernel:
-            positions *= side
-        columns = block.from_old.shape[1] + block.from_own.shape[1]
-        reads = 0 if layer.per_unit else sum(s.repeat * more.get(s.space, 0) for s in layer.reads)
-        weights = (block.rows + writes) * (columns + reads) - block.rows * columns
-        total += weights * positions
-        if cost == "parameters" and block.bias is not None:
+        total += weights * positions * math.prod(node.attributes.get("kernel", ()))
+        if cost == "parameters" and node.attributes["bias"]:
             total += writes
     return total
+
+
+def _channels(layout: Layout, units: Mapping[str, int]) -> int:
+    return sum(s.repeat * units.get(s.space, 0) for s in layout)
 
 
 def select(

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from firefly_cl.growth.budget import Candidate
-from firefly_cl.growth.candidates import Candidates, SpaceCandidates
+from firefly_cl.growth.candidates import Candidates, LayerCandidates, SpaceCandidates
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.edits import split, unlock, widen
+from firefly_cl.network.edits import insert, split, unlock, widen
 from firefly_cl.network.layers import GrowableLayer, Statistics
 from firefly_cl.network.rebuild import Edit
+from firefly_cl.network.space import channel_count
 
 
 @dataclass
@@ -43,15 +44,48 @@ def commit(
     """Split, unlock and add the kept candidates with gates of size `reach`; returns the edits.
 
     A split moves its two halves by +-reach d, an unlocked copy by its sign times reach d, and a
-    new unit gets its outgoing weights times its sign times reach.
+    new or hidden unit gets its outgoing weights times its sign times reach.
     """
     edits: list[Edit] = []
     for space, chosen in candidates.items():
+        if isinstance(chosen, LayerCandidates):
+            continue
         for kind in ("split", "unlock", "new"):
             of_kind = [c for c in kept if c.space == space and c.kind == kind]
             if of_kind:
                 edits.append(_commit_kind(net, chosen, of_kind, reach, edits))
+    widened = list(edits)
+    for place, layer in candidates.items():
+        hidden = [c for c in kept if c.space == place and c.kind == "deeper"]
+        if hidden and isinstance(layer, LayerCandidates):
+            edits.append(_commit_layer(net, place, layer, hidden, reach, widened))
     return edits
+
+
+def _commit_layer(
+    net: FireflyNet,
+    place: str,
+    candidates: LayerCandidates,
+    kept: Sequence[Candidate],
+    reach: float,
+    edits: Sequence[Edit],
+) -> Edit:
+    units = torch.tensor([c.unit for c in kept])
+    signs = torch.tensor([c.sign for c in kept])
+    total = len(candidates.hidden_gates)
+    incoming = _picked(candidates.incoming, 0, units, total)
+    outgoing = _scaled(_picked(candidates.outgoing, 1, units, total), 1, signs * reach)
+    old = channel_count(candidates.enter.reads, net.tasks[-1].reads)
+    own = incoming[:, old:]
+    for edit in edits:
+        own = edit.carry_columns(candidates.enter, own)
+        outgoing = edit.carry_rows(candidates.leave, outgoing)
+    found = candidates.statistics
+    if found is not None:
+        mean, var = (_picked(value, 0, units, total) for value in (found.mean, found.var))
+        found = Statistics(mean, var, None, None)
+    incoming = torch.cat([incoming[:, :old], own], 1)
+    return insert(net, place, len(units), incoming=incoming, outgoing=outgoing, statistics=found)
 
 
 def _commit_kind(

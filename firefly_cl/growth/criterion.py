@@ -33,11 +33,11 @@ class Growth:
         return sum(candidate.gain for candidate in self.kept)
 
     def by_kind(self) -> dict[str, int]:
-        """Kept units by kind (split, new, unlock)."""
+        """Kept units by kind (split, unlock, new, deeper)."""
         return self._count(lambda candidate: candidate.kind)
 
     def by_space(self) -> dict[str, int]:
-        """Kept units by space."""
+        """Kept units by space, those of inserted layers by the node that they stand behind."""
         return self._count(lambda candidate: candidate.space)
 
     def _count(self, key: Callable[[Candidate], str]) -> dict[str, int]:
@@ -70,18 +70,16 @@ class Criterion(Protocol):
         """
 
 
-def open_spaces(net: FireflyNet, budget: Budget) -> dict[str, int]:
+def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, int]:
     """Spaces in which the newest task could grow, with the cost of one unit in each.
 
-    Raises EditError when there is none, BudgetTooSmall when the budget does not pay for one unit.
+    places: nodes behind which a layer could be inserted, counted among the spaces. Raises
+    EditError when there is none, BudgetTooSmall when the budget does not pay for one unit.
     """
     if not net.tasks or net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before growing")
-    costs = {
-        name: unit_cost(net, name, budget.cost)
-        for name in net.growable_spaces()
-        if _written_once(net, name)
-    }
+    spaces = [name for name in net.growable_spaces() if _written_once(net, name)]
+    costs = {name: unit_cost(net, name, budget.cost) for name in (*spaces, *places)}
     if not costs:
         raise EditError("the network has nothing to grow: every space is its input or its head")
     cheapest = min(costs.values())

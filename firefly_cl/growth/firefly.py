@@ -1,4 +1,4 @@
-"""Firefly descent, wider: splits, unlocked copies and new units compete in one selection.
+"""Firefly descent: splits, copies, new units and inserted layers compete in one selection.
 
 Paper: Wu, Liu, Stone, Liu 2020, "Firefly Neural Architecture Descent: a General Approach for
 Growing Neural Networks", arXiv 2102.08574.
@@ -6,7 +6,6 @@ Growing Neural Networks", arXiv 2102.08574.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,15 +18,19 @@ from firefly_cl.errors import ConfigurationError, DivergenceError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, growth_cost, room_to_double, select
 from firefly_cl.growth.candidates import (
-    CandidateExecution,
     Candidates,
-    SpaceCandidates,
+    Directions,
+    by_unit,
     project,
     propose,
+    propose_layers,
+    unit_lengths,
 )
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Growth, Loss, open_spaces
+from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.deeper import deeper_places
 from firefly_cl.network.modes import evaluation
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -39,6 +42,7 @@ class Firefly:
     """Firefly growth of the newest task's units (method.md sections 1 and 7).
 
     news: new candidates in each space. copies: older units tried as unlocked copies in each.
+    depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
     reach: eps, the size of a committed gate; directions have norm 1 over a unit's rows. steps,
     step_size: of the search for directions. path_points: n of the mean score along a gate's
     path. score_batches: batches that the score is averaged over.
@@ -47,6 +51,7 @@ class Firefly:
     news: int = 16
     copies: int = 16
     splits: bool = True
+    depths: int = 0
     reach: float = 0.1
     steps: int = 8
     step_size: float = 0.5
@@ -55,8 +60,10 @@ class Firefly:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if self.news < 0 or self.copies < 0 or self.steps < 0:
-            raise ConfigurationError("news, copies and steps of firefly growth must be 0 or more")
+        if min(self.news, self.copies, self.depths, self.steps) < 0:
+            raise ConfigurationError(
+                "news, copies, depths and steps of firefly growth must be 0 or more"
+            )
         if not (self.reach > 0 and self.step_size > 0):
             raise ConfigurationError("reach and step_size of firefly growth must be above 0")
         if self.path_points < 1 or self.score_batches < 1:
@@ -75,12 +82,17 @@ class Firefly:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
         if not batches:
             raise ConfigurationError("growth needs at least one batch of training data")
-        costs = open_spaces(net, budget)
+        places = deeper_places(net) if self.depths else []
+        costs = open_spaces(net, budget, places)
+        spaces = [name for name in costs if name not in places]
+        room = room_to_double(net, spaces) | dict.fromkeys(places, self.depths)
         with evaluation(net):
-            candidates = propose(net, list(costs), self.news, self.copies, generator)
+            candidates: Candidates = {
+                **propose(net, spaces, self.news, self.copies, generator),
+                **propose_layers(net, places, self.depths, generator),
+            }
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
-            room = room_to_double(net, list(costs))
             kept = select(scored, budget, room, lambda more: _together(net, more, budget))
             return Growth(commit(net, candidates, kept, self.reach), kept)
 
@@ -97,45 +109,35 @@ class Firefly:
         Each unit's direction moves by a step of fixed length against its mean gradient so far
         and is scaled back to norm 1; gates move by a fixed step and stay within `reach`.
         """
-        for space in candidates.values():
-            space.split_gates.fill_(self.reach)
-            for gate in (space.copy_gates, space.new_gates):
-                gate.fill_(0.1 * self.reach)
-        means: dict[int, Tensor] = {}
+        searched = [found for each in candidates.values() for found in each.searched()]
+        values = [value for directions in searched for value in directions.values]
+        gates = _gates(candidates)
+        for kind, gate in gates:
+            gate.fill_(self.reach if kind == "split" else 0.1 * self.reach)
+        means = [torch.zeros_like(value) for value in values]
         for step in range(self.steps):
             with autocast():
-                value = self._loss(net, candidates, batches[step % len(batches)], loss)
-            groups = [(space, t) for space in candidates.values() for t in space.tensors()]
-            gates = [gate for space in candidates.values() for gate in space.gates()]
-            found = _gradients(value, [t for _, t in groups] + gates)
+                loss_value = self._loss(net, candidates, batches[step % len(batches)], loss)
+            found = _gradients(loss_value, values + [gate for _, gate in gates])
             with torch.no_grad():
-                for gradient, gate in zip(found[len(groups) :], gates, strict=True):
+                for gradient, (_, gate) in zip(found[len(values) :], gates, strict=True):
                     gate -= (self.reach / self.steps) * gradient.sign()
                     gate.clamp_(-self.reach, self.reach)
-                for (_, direction), gradient in zip(groups, found, strict=False):
-                    mean = means.setdefault(id(direction), torch.zeros_like(direction))
+                for mean, gradient in zip(means, found, strict=False):
                     mean += (gradient - mean) / (step + 1)
-            for space in candidates.values():
-                self._move(space, means)
+            left = iter(means)
+            for directions in searched:
+                self._move(directions, [next(left) for _ in directions.values])
+            project(searched)
 
     @torch.no_grad()
-    def _move(self, space: SpaceCandidates, means: dict[int, Tensor]) -> None:
-        moving = space.splits + len(space.copies)
-        for values, dim, units, norm in (
-            (space.directions, 0, moving, 1.0),
-            (space.incoming, 0, space.news, math.sqrt(2.0)),
-            (space.outgoing, 1, space.news, 1.0),
-        ):
-            if not units or not values:
-                continue
-            length = _unit_lengths([means[id(v)] for v in values.values()], dim, units)
-            for value in values.values():
-                shape = [1] * value.dim()
-                shape[dim] = -1
-                scale = self.step_size * norm / length.clamp(min=1e-20)
-                scale = scale.repeat_interleave(value.shape[dim] // units).view(shape)
-                value -= scale * means[id(value)]
-        project(space)
+    def _move(self, directions: Directions, means: Sequence[Tensor]) -> None:
+        if not (directions.units and directions.values):
+            return
+        lengths = unit_lengths(means, directions.dim, directions.units).clamp(min=1e-20)
+        scale = self.step_size * directions.length / lengths
+        for value, mean in zip(directions.values, means, strict=True):
+            value -= by_unit(scale, value, directions.dim) * mean
 
     def score(
         self,
@@ -150,7 +152,7 @@ class Firefly:
         s_i = (1/n) sum_z dL/d eps_i at (2z-1)/(2n) eps_i, the other gates held at their values
         of step 1. A split, whose effect is even in eps, promises -eps s_i; others |eps s_i|.
         """
-        gates = [gate for space in candidates.values() for gate in space.gates()]
+        gates = [gate for _, gate in _gates(candidates)]
         total = [torch.zeros_like(gate) for gate in gates]
         rounds = self.path_points * self.score_batches
         for i in range(self.score_batches):
@@ -160,15 +162,12 @@ class Firefly:
                 value = self._loss(net, candidates, batch, loss, fraction)
                 for mean, gradient in zip(total, _gradients(value, gates), strict=True):
                     mean += gradient / rounds
-        scored = []
-        for (name, space), means in zip(candidates.items(), _in_threes(total), strict=True):
-            numbers = (
-                range(space.splits if self.splits else 0),
-                space.copies.tolist(),
-                range(space.news),
-            )
-            for kind, units, mean in zip(("split", "unlock", "new"), numbers, means, strict=True):
-                for unit, slope in zip(units, mean.tolist(), strict=False):
+        scored, slopes = [], iter(total)
+        for name, each in candidates.items():
+            for kind, units in each.kinds().items():
+                if kind == "split" and not self.splits:
+                    units = ()
+                for unit, slope in zip(units, next(slopes).tolist(), strict=False):
                     gain = -self.reach * slope if kind == "split" else self.reach * abs(slope)
                     sign = 1.0 if kind == "split" or slope < 0 else -1.0
                     scored.append(Candidate(kind, name, unit, gain, costs[name], sign))
@@ -182,22 +181,23 @@ class Firefly:
         loss: Loss,
         fraction: float | None = None,
     ) -> Tensor:
-        for space in candidates.values():
-            for tensor in space.tensors():
-                tensor.requires_grad_(fraction is None)
-            for gate in space.gates():
+        for each in candidates.values():
+            for directions in each.searched():
+                for value in directions.values:
+                    value.requires_grad_(fraction is None)
+            for gate in each.gates():
                 gate.requires_grad_(True)
 
         def model(x: Tensor) -> Tensor:
             return CandidateExecution(net, candidates, fraction, self.reach).run(x)
 
-        value = loss(model, batch)
-        if not bool(torch.isfinite(value)):
+        found = loss(model, batch)
+        if not bool(torch.isfinite(found)):
             raise DivergenceError(
-                f"the loss is {float(value.detach())} in a growth step: lower the learning rate "
+                f"the loss is {float(found.detach())} in a growth step: lower the learning rate "
                 "or look for damaged inputs"
             )
-        return value
+        return found
 
 
 def _together(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
@@ -217,10 +217,9 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def _unit_lengths(values: Sequence[Tensor], dim: int, units: int) -> Tensor:
-    squares = [v.movedim(dim, 0).reshape(units, -1).square().sum(1) for v in values]
-    return torch.stack(squares).sum(0).sqrt()
-
-
-def _in_threes(values: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [(values[i], values[i + 1], values[i + 2]) for i in range(0, len(values), 3)]
+def _gates(candidates: Candidates) -> list[tuple[str, Tensor]]:
+    return [
+        (kind, gate)
+        for each in candidates.values()
+        for kind, gate in zip(each.kinds(), each.gates(), strict=True)
+    ]

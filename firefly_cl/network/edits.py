@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from firefly_cl.errors import EditError, SpaceFixed
-from firefly_cl.network.graph import MAPS, Node
+from firefly_cl.network.deeper import deeper_layer
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.rebuild import Edit, Fresh, Rows, rebuild
@@ -21,7 +21,7 @@ from firefly_cl.network.rows import (
     own_channels,
     read_channels,
 )
-from firefly_cl.network.space import Layout, Segment, Space, channel_count, expand
+from firefly_cl.network.space import Space, channel_count, expand, spaces_of
 
 Values = Mapping[str, Tensor]
 """Tensors by node name."""
@@ -194,86 +194,85 @@ def insert(
     net: FireflyNet,
     after: str,
     width: int,
-    kernel: int = 3,
+    kernel: int | None = None,
     activation: str = "relu",
     norm: bool = True,
+    incoming: Tensor | None = None,
+    outgoing: Tensor | None = None,
+    statistics: Statistics | None = None,
     generator: torch.Generator | None = None,
-) -> str:
-    """Insert an identity-residual layer z + h(z) after a node; returns its hidden space.
+) -> Edit:
+    """Insert an identity-residual layer z + h(z) after a node; the edit's space is its hidden one.
 
-    h has `width` hidden units of the newest task (of `kernel` x `kernel` on maps, dense on flat
-    features), which read everything that the task reads there and write only to the task's own
-    channels, with zero weights at first, so that no function changes. Wu et al. 2020, deeper
-    (method.md section 1). Raises EditError.
+    h has `width` hidden units of the newest task (`kernel` x `kernel` on maps, as `deeper_layer`
+    has it, dense on flat features), which read everything that the task reads there and write
+    only to the task's own channels. incoming: (width, columns, ...), older columns first;
+    He-initialised unless given. outgoing: (own channels of the node, width, ...), zero unless
+    given, so that no function changes. statistics: of the hidden units, for their norm.
+    Wu et al. 2020, arXiv 2102.08574, deeper (method.md section 3). Raises EditError.
     """
-    if net.tasks[-1].frozen:
-        raise EditError(f"task {net.current} is frozen: begin a task before inserting a layer")
-    try:
-        base = net.node(after)
-    except KeyError:
-        raise EditError(f"there is no node {after!r} to insert a layer after") from None
-    if not base.layout or base.kind == "input" or width < 1:
-        raise EditError(f"cannot insert {width} units after {after} ({base.kind})")
-    if any(net.spaces[s.space].fixed for s in base.layout):
-        raise EditError(f"{after} holds the network's input: its channels belong to no task")
-    task, own = net.current, net.owned_units(net.current)
-    if not channel_count(base.layout, own):
-        raise EditError(f"task {task} has no units at {after} to write to: widen it first")
-    if kernel % 2 == 0 and not base.flat:
-        raise EditError(f"a kernel of {kernel} would change the map's size at {after}: use 3 or 5")
-    if activation not in MAPS:
-        raise EditError(f"activation {activation!r} is unknown: teach it with register_map")
-    kind = "linear" if base.flat else "conv"
-    geometry: dict[str, object] = {"bias": not norm, "per_unit": False}
-    if not base.flat:
-        geometry |= {
-            "kernel": [kernel, kernel],
-            "stride": [1, 1],
-            "padding": [kernel // 2, kernel // 2],
-            "dilation": [1, 1],
-        }
-    n = sum(name.startswith(f"{after}_deeper") for name in net.spaces) + 1
-    space = f"{after}_deeper{n}"
-    hidden = (Segment(space),)
-    nodes: list[Node] = []
-
-    def append(name: str, kind: str, layout: Layout, attributes: dict[str, object]) -> None:
-        reads = nodes[-1].name if nodes else after
-        nodes.append(Node(name, kind, (reads,), layout, attributes, base.size, base.flat))
-
-    append(space, kind, hidden, geometry)
-    if norm:
-        append(f"{space}_norm", "norm", hidden, {"eps": 1e-5, "momentum": 0.1, "affine": True})
-    append(f"{space}_act", "map", hidden, {"operation": activation})
-    append(f"{space}_out", kind, base.layout, {**geometry, "bias": False})
-    append(f"{space}_add", "add", base.layout, {})
-    total = nodes[-1] = nodes[-1].with_inputs((after, nodes[-2].name))
-
-    like = next(net.parameters())
-    at = net.nodes.index(base) + 1
+    made = deeper_layer(net, after, kernel, activation, norm)
+    if width < 1:
+        raise EditError(f"cannot insert {width} units after {after}: give 1 or more")
+    task, like, space = net.current, next(net.parameters()), made.space
+    own = channel_count(made.after.layout, net.owned_units(task))
+    columns = channel_count(made.after.layout, net.tasks[task].reads) + own
+    sides = made.enter.attributes.get("kernel", ())
+    for name, given, expected in (
+        ("incoming rows", incoming, (width, columns, *sides)),
+        ("outgoing columns", outgoing, (own, width, *sides)),
+        ("a mean", None if statistics is None else statistics.mean, (width,)),
+        ("a variance", None if statistics is None else statistics.var, (width,)),
+    ):
+        if given is not None and tuple(given.shape) != expected:
+            raise EditError(
+                f"{name} of {width} units after {after} cannot have shape {tuple(given.shape)}: "
+                f"give {expected}"
+            )
+    edit = Edit(
+        space,
+        torch.full((width,), -1),
+        {name: s.width(task) for name, s in net.spaces.items()} | {space: 0},
+        torch.ones(width, dtype=torch.float64),
+    )
+    at = net.nodes.index(made.after) + 1
     later = [
-        node.with_inputs(tuple(total.name if i == after else i for i in node.inputs))
+        node.with_inputs(tuple(made.total.name if i == after else i for i in node.inputs))
         for node in net.nodes[at:]
     ]
-    net.nodes[at:] = [*nodes, *later]
-    net.spaces[space] = Space(space, {task: width})
+    net.nodes[at:] = [*made.nodes, *later]
+    spaces = {**net.spaces, space: Space(space, {task: width})}
+    net.spaces = {name: spaces[name] for name in spaces_of([node.layout for node in net.nodes])}
+    net.refresh()
     for record in net.tasks:
         record.reads[space] = torch.zeros(0, dtype=torch.int64)
         record.active[space] = torch.zeros(0, dtype=torch.int64)
-    net.refresh()
     generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)
-    for node in nodes:
+    for node in made.nodes:
         net.add_layer(node)
         layer = net.layers[node.name] if node.name in net.layers else None
         if isinstance(layer, GrowableNorm):
-            layer.add_block(task, width, like)
+            block = layer.add_block(task, width, like)
+            if statistics is not None:
+                block.running_mean.copy_(statistics.mean)
+                block.running_var.copy_(statistics.var)
         elif isinstance(layer, GrowableLayer):
-            block = layer.add_block(task, *net.block_shape(layer, task), like, generator)
-            if node.name.endswith("_out"):
-                block.from_old.data.zero_()
-                block.from_own.data.zero_()
+            rows = layer.add_block(task, *net.block_shape(layer, task), like, generator)
+            given = outgoing if node is made.leave else incoming
+            if given is not None:
+                old = rows.from_old.shape[1]
+                rows.from_old.data.copy_(given[:, :old])
+                rows.from_own.data.copy_(given[:, old:])
+            elif node is made.leave:
+                rows.from_own.data.zero_()
     net.forget_plans()
-    return space
+    names = {node.name for node in made.nodes}
+    for name, parameter in net.task_parameters(task):
+        if name.split(".")[1] in names:
+            edit.added.append(parameter)
+        elif not edit.added:
+            edit.before = parameter
+    return edit
 
 
 # --- what edits refuse -----------------------------------------------------------------------
@@ -292,6 +291,8 @@ def _check_read(net: FireflyNet, space: str) -> None:
     """Raise EditError if a layer would read nothing once a space has no own units."""
     for node in net.consumers(space):
         block = own_block(net, node.name)
+        if growable_layer(net, node.name).is_residual:
+            continue
         left = [s for s in growable_layer(net, node.name).reads if s.space != space]
         own = channel_count(tuple(left), net.owned_units(net.current))
         if block.rows and not block.from_old.shape[1] and not own:

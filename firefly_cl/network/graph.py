@@ -92,6 +92,9 @@ MAPS: dict[str, Map] = {
 }
 """Operations that treat every channel alike and by itself, by name."""
 
+POOLINGS = frozenset(name for name in MAPS if "pool" in name or "drop" in name) | {"mean", "amax"}
+"""Maps that are no activations: they choose among or average what they get."""
+
 
 def register_map(name: str, function: Map) -> None:
     """Let the operation `name` act on every channel by itself.

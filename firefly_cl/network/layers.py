@@ -40,7 +40,10 @@ class Block(nn.Module):
 
 
 class GrowableLayer(nn.Module):
-    """A Conv2d or Linear made of row blocks; `heads` are such layers with rows for classes."""
+    """A Conv2d or Linear made of row blocks; `heads` are such layers with rows for classes.
+
+    A layer that is_residual only adds to what is there, so that it may have nothing to read.
+    """
 
     def __init__(self, node: Node, reads: Layout) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class GrowableLayer(nn.Module):
         self.is_head = node.kind == "head"
         self.has_bias = bool(node.attributes["bias"])
         self.per_unit = bool(node.attributes["per_unit"])
+        self.is_residual = bool(node.attributes.get("residual", False))
         self.kernel: tuple[int, ...] = tuple(node.attributes.get("kernel", ()))
         self.stride: tuple[int, ...] = tuple(node.attributes.get("stride", ()))
         padding = node.attributes.get("padding", ())

@@ -363,7 +363,7 @@ class FireflyNet(nn.Module):
     def _check_inputs(self, widths: Mapping[str, int], reads: Selection) -> None:
         """Raise EditError unless every layer with rows for a new task has something to read."""
         for name, layer in self.layers.items():
-            if not isinstance(layer, GrowableLayer) or layer.per_unit:
+            if not isinstance(layer, GrowableLayer) or layer.per_unit or layer.is_residual:
                 continue
             rows = layer.is_head or any(widths.get(s.space, 0) for s in layer.writes)
             if rows and not any(len(reads[s.space]) or widths.get(s.space, 0) for s in layer.reads):

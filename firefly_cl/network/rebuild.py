@@ -37,12 +37,13 @@ class Moved:
 
 @dataclass
 class Edit:
-    """What an edit did: the parameters it replaced, and where the units of a space went.
+    """What an edit did: the parameters it replaced or added, and where the units of a space went.
 
     units: for each of the newest task's units after the edit its number before it, -1: fresh; a
     number that comes several times is a divided unit. widths: the task's units by space before
     the edit. shares: for each unit after the edit the share it has of what is read of its
-    source (all ones unless units were divided).
+    source (all ones unless units were divided). added: parameters of layers that were not there
+    before. before: the task's parameter that precedes them in the order of the graph.
     """
 
     space: str
@@ -50,6 +51,8 @@ class Edit:
     widths: Mapping[str, int]
     shares: Tensor
     moved: list[Moved] = field(default_factory=list)
+    added: list[nn.Parameter] = field(default_factory=list)
+    before: nn.Parameter | None = None
 
     def carry_rows(self, layer: GrowableLayer, values: Tensor) -> Tensor:
         """Values by own row of a layer, made before the edit, as they stand after it."""
@@ -80,9 +83,15 @@ class Edit:
 
 
 def migrate(optimizer: torch.optim.Optimizer, edit: Edit) -> None:
-    """Put an edit's new parameters into `optimizer`, with the state of every surviving unit."""
+    """Put an edit's new parameters into `optimizer`, with the state of every surviving unit.
+
+    Those of new layers join the group of the parameter that precedes them, right behind it.
+    """
     by_old = {id(moved.old): moved for moved in edit.moved}
     for group in optimizer.param_groups:
+        at = [i for i, parameter in enumerate(group["params"]) if parameter is edit.before]
+        if at:
+            group["params"][at[0] + 1 : at[0] + 1] = edit.added
         for i, parameter in enumerate(group["params"]):
             moved = by_old.get(id(parameter))
             if moved is None:

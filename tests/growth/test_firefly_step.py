@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from firefly_cl.errors import ConfigurationError, DivergenceError, EditError
 from firefly_cl.growth.budget import COSTS, Budget, Candidate, unit_cost
-from firefly_cl.growth.candidates import CandidateExecution, propose
+from firefly_cl.growth.candidates import propose
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Model
+from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.firefly import Firefly
 from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.edits import prune, widen
@@ -116,7 +117,7 @@ def test_a_step_that_keeps_nothing_leaves_no_trace(name: str, training: bool) ->
     def flat(model: Model, batch: Batch) -> Tensor:
         return 0.0 * model(batch[0]).sum() + 1.0
 
-    growth = Firefly(news=2, copies=2, steps=2).grow(
+    growth = Firefly(news=2, copies=2, depths=2, steps=2).grow(
         net, [batch_for(net)], flat, Budget(4), seeded()
     )
     assert growth.kept == [] and growth.edits == [] and growth.gain == 0
@@ -135,7 +136,7 @@ def test_a_step_leaves_gradients_of_the_network_alone() -> None:
     loss(net, batch).backward()
     before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
     untouched = {id(p): i for i, p in enumerate(net.parameters())}
-    Firefly(news=2, steps=2).grow(net, [batch], loss, Budget(1), seeded())
+    Firefly(news=2, depths=2, steps=2).grow(net, [batch], loss, Budget(1), seeded())
     for parameter in net.parameters():
         grad = before[untouched[id(parameter)]] if id(parameter) in untouched else None
         assert (parameter.grad is None) == (grad is None)
@@ -152,7 +153,7 @@ def test_a_damaged_loss_is_an_error_and_the_network_is_as_it_was(damage: float) 
         return loss(model, batch) * damage
 
     with pytest.raises(DivergenceError, match="growth step"):
-        Firefly(news=2, steps=2).grow(net, [batch_for(net)], damaged, Budget(4), seeded())
+        Firefly(news=2, depths=2, steps=2).grow(net, [batch_for(net)], damaged, Budget(4), seeded())
     assert_same_state(net, before)
     assert net.widths() == widths and net.training
     assert [p.requires_grad for p in net.parameters()] == flags
@@ -217,6 +218,7 @@ def test_the_same_seed_grows_the_same_network() -> None:
         {"news": -1},
         {"steps": -1},
         {"copies": -1},
+        {"depths": -1},
         {"reach": 0.0},
         {"reach": float("nan")},
         {"step_size": -1.0},

@@ -11,11 +11,13 @@ from growing_nets import CHANNELS, begin, images, seeded, shake
 from torch import Tensor, nn
 
 from firefly_cl.growth.budget import Candidate
-from firefly_cl.growth.candidates import CandidateExecution, Candidates, propose
+from firefly_cl.growth.candidates import Candidates, propose, propose_layers
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Model
+from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.firefly import Firefly
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.deeper import deeper_places
 
 REACH = 1e-2
 
@@ -61,29 +63,35 @@ def loss(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def scored(net: FireflyNet, candidates: Candidates) -> list[Candidate]:
-    costs = dict.fromkeys(net.growable_spaces(), 1)
+    costs = dict.fromkeys(candidates, 1)
     return Firefly(reach=REACH).score(net, candidates, [BATCH], loss, costs)
+
+
+def proposed(net: FireflyNet, news: int, copies: int, hidden: int, seed: int) -> Candidates:
+    generator = seeded(seed)
+    widths = propose(net, net.growable_spaces(), news, copies, generator)
+    places = deeper_places(net) if hidden else []
+    return {**widths, **propose_layers(net, places, hidden, generator)}
 
 
 @torch.no_grad()
 def with_gate(net: FireflyNet, candidates: Candidates, of: Candidate, value: float) -> float:
     """The loss when one gate has a value and all others are 0."""
-    space = candidates[of.space]
-    gates = {"split": space.split_gates, "unlock": space.copy_gates, "new": space.new_gates}
-    at = of.unit
-    if of.kind == "unlock":
-        at = space.copies.tolist().index(of.unit)
-    gates[of.kind][at] = value
+    kinds = candidates[of.space].kinds()
+    gate = candidates[of.space].gates()[list(kinds).index(of.kind)]
+    at = list(kinds[of.kind]).index(of.unit)
+    gate[at] = value
     found = float(loss(lambda x: CandidateExecution(net, candidates).run(x), BATCH))
-    gates[of.kind][at] = 0.0
+    gate[at] = 0.0
     return found
 
 
-@pytest.mark.parametrize("kind", ["split", "unlock", "new"])
+@pytest.mark.parametrize("kind", ["split", "unlock", "new", "deeper"])
 def test_a_score_predicts_the_change_along_the_whole_path(smooth: FireflyNet, kind: str) -> None:
-    candidates = propose(smooth, smooth.growable_spaces(), 2, 3, seeded(1))
+    candidates = proposed(smooth, 2, 3, 2, seed=1)
     found = [c for c in scored(smooth, candidates) if c.kind == kind]
-    assert {c.space for c in found} == set(smooth.growable_spaces())
+    where = deeper_places(smooth) if kind == "deeper" else smooth.growable_spaces()
+    assert {c.space for c in found} == set(where)
     start = with_gate(smooth, candidates, found[0], 0.0)
     largest = max(abs(c.gain) for c in found)
     assert largest > 1e-8
@@ -110,7 +118,7 @@ def test_splits_have_no_slope_at_0_but_have_one_along_their_path(smooth: Firefly
 
 
 def test_gradients_of_gates_agree_with_finite_differences(smooth: FireflyNet) -> None:
-    candidates = propose(smooth, smooth.growable_spaces(), 2, 2, seeded(2))
+    candidates = proposed(smooth, 2, 2, 2, seed=2)
     generator = seeded(3)
     gates = [gate for space in candidates.values() for gate in space.gates()]
     for gate in gates:
@@ -133,14 +141,18 @@ def test_gradients_of_gates_agree_with_finite_differences(smooth: FireflyNet) ->
                 assert (above - below) / (2 * step) == pytest.approx(float(slope[i]), abs=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["split", "unlock", "new"])
+@pytest.mark.parametrize("kind", ["split", "unlock", "new", "deeper"])
 def test_a_committed_candidate_has_the_effect_of_its_gate(smooth: FireflyNet, kind: str) -> None:
-    candidates = propose(smooth, smooth.growable_spaces(), 2, 3, seeded(1))
+    candidates = proposed(smooth, 2, 3, 2, seed=1)
     for candidate in [c for c in scored(smooth, candidates) if c.kind == kind]:
         expected = with_gate(smooth, candidates, candidate, candidate.sign * REACH)
         start = with_gate(smooth, candidates, candidate, 0.0)
         net = copy.deepcopy(smooth)
-        commit(net, candidates, [candidate], REACH)
+        (edit,) = commit(net, candidates, [candidate], REACH)
+        if kind == "deeper":
+            positions = len(BATCH[1]) * net.node(edit.space).size
+            norm = net.layers[f"{edit.space}_norm"].block(1)
+            norm.running_var *= (positions - 1) / positions
         with torch.no_grad():
             got = float(loss(net, BATCH))
         # a new unit's norm keeps the unbiased variance, n / (n - 1) of the batch's

@@ -62,7 +62,7 @@ def test_every_edit_in_every_space_keeps_every_function(name: str, training: boo
         assert close(before, answers(net, x, training)), kind
     assert {width[1] for width in net.widths().values()} == {2 + 2 + 2 + 2}
     for node in insertable(net)[::3]:
-        widen(net, insert(net, node, 2, generator=seeded()), 1, generator=seeded())
+        widen(net, insert(net, node, 2, generator=seeded()).space, 1, generator=seeded())
     assert close(before, answers(net, x, training)), "insert"
     assert floats(net) > size
 
@@ -133,7 +133,7 @@ def apply_random_edit(net: FireflyNet, x: torch.Tensor, kind: str, where: int, s
             assert "does not read everything" in str(error)
     elif kind == "insert" and insertable(net):
         places = insertable(net)
-        hidden = insert(net, places[where % len(places)], 1 + seed % 2, generator=generator)
+        hidden = insert(net, places[where % len(places)], 1 + seed % 2, generator=generator).space
         widen(net, hidden, 1, generator=generator)
     elif kind == "begin" and len(net.tasks) < 4:
         # an own unit in every space keeps each layer of the task with something to read

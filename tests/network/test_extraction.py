@@ -32,7 +32,7 @@ def three_tasks(name: str, dtype: torch.dtype = torch.float64) -> FireflyNet:
     """The second task has an inserted layer, the third reads a part of all."""
     net = two_tasks(name, dtype=dtype)
     spaces = net.growable_spaces()
-    hidden = insert(net, net.producers(spaces[-1])[0].name, 2, generator=seeded())
+    hidden = insert(net, net.producers(spaces[-1])[0].name, 2, generator=seeded()).space
     unlock(net, spaces[0], torch.tensor([1]))
     x = images(6, dtype)
     train_steps(net, x, torch.arange(6) % 4)

@@ -29,20 +29,11 @@ class _Winners:
         for name, value in self.rows.items():
             layer = net.layers[name]
             assert isinstance(layer, GrowableLayer)
-            old = value.shape[1] - _own_columns(layer, edit)
-            own = edit.carry_columns(layer, value[:, old:])
-            self.rows[name] = torch.cat([value[:, :old], own], 1)
+            self.rows[name] = edit.carry_incoming(layer, value)
         for name, value in self.columns.items():
             layer = net.layers[name]
             assert isinstance(layer, GrowableLayer)
             self.columns[name] = edit.carry_rows(layer, value)
-
-
-def _own_columns(layer: GrowableLayer, edit: Edit) -> int:
-    """How many own columns a layer had before an edit."""
-    if layer.per_unit:
-        return layer.columns_per_unit
-    return sum(edit.widths[s.space] * s.repeat for s in layer.reads)
 
 
 @torch.no_grad()

@@ -70,30 +70,56 @@ def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = N
     al. 2019, arXiv 1910.02366. Raises EditError, SpaceFixed.
     """
     _check_open(net, space)
-    width = net.spaces[space].width(net.current)
-    units = units.to(torch.int64).cpu()
-    if not len(units) or not _distinct(units) or units.min() < 0 or units.max() >= width:
-        raise EditError(f"cannot split units {units.tolist()} of {space}: it has 0 to {width - 1}")
-    sources = torch.cat([torch.arange(width), units])
-    copies = torch.arange(width, width + len(units))
+    if not _distinct(units):
+        raise EditError(f"cannot split units {units.tolist()} of {space}: name each once")
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
-    edit = rebuild(net, space, sources, Fresh())
+    both = {name: torch.cat([offset, -offset]) for name, offset in (offsets or {}).items()}
+    return divide(net, space, torch.cat([units, units]), torch.full((2 * len(units),), 0.5), both)
+
+
+def divide(
+    net: FireflyNet, space: str, units: Tensor, shares: Tensor, offsets: Values | None = None
+) -> Edit:
+    """Replace own units of the newest task by copies that share their outgoing weights.
+
+    units: (k,) for each copy the number of its original among the task's own units of the space.
+    shares: (k,) of the original's outgoing weights; may be negative, but those of one original
+    sum to 1. offsets: for each producer (k x channels per unit, columns, ...), older columns
+    first: added to the copies' rows. An original's first copy keeps its number, the others come
+    after all units, in order. Without offsets no function changes. Wu et al. 2020, arXiv
+    2003.10392, eq. for signed splitting. Raises EditError, SpaceFixed.
+    """
+    _check_open(net, space)
+    width = net.spaces[space].width(net.current)
+    units = units.to(torch.int64).cpu()
+    if not len(units) or units.min() < 0 or units.max() >= width:
+        raise EditError(f"cannot split units {units.tolist()} of {space}: it has 0 to {width - 1}")
+    given = shares.to("cpu", torch.float64)
+    if len(given) != len(units):
+        raise EditError(f"{len(units)} copies in {space} need as many shares, not {len(given)}")
+    sums = torch.zeros(width, dtype=torch.float64).index_add(0, units, given)
+    if not bool((sums[units] - 1).abs().max() < 1e-6):
+        raise EditError(f"shares of copies in {space} sum to {sums[units].tolist()}, not to 1")
+    for name, offset in (offsets or {}).items():
+        _check_offset(net, name, space, offset, len(units))
+    places = {unit: i for i, unit in reversed(list(enumerate(units.tolist())))}
+    first = torch.zeros(len(units), dtype=torch.bool)
+    first[list(places.values())] = True
+    sources = torch.cat([torch.arange(width), units[~first]])
+    shared = torch.ones(len(sources), dtype=torch.float64)
+    shared[units[first]], shared[width:] = given[first], given[~first]
+    at = units.clone()
+    at[~first] = torch.arange(width, len(sources))
+    edit = rebuild(net, space, sources, Fresh(), shared)
     with torch.no_grad():
-        for node in net.consumers(space):
-            block = own_block(net, node.name)
-            at = own_channels(
-                net, growable_layer(net, node.name).reads, space, torch.cat([units, copies])
-            )
-            block.from_own[:, at] *= 0.5
         for name, offset in (offsets or {}).items():
-            block, old = own_block(net, name), own_block(net, name).from_old.shape[1]
-            offset = offset.to(block.from_own)
-            own = edit.carry_columns(growable_layer(net, name), offset[:, old:])
-            for sign, moved in ((1.0, units), (-1.0, copies)):
-                at = own_channels(net, growable_layer(net, name).writes, space, moved)
-                block.from_old[at] += sign * offset[:, :old]
-                block.from_own[at] += sign * own
+            layer, block = growable_layer(net, name), own_block(net, name)
+            rows = own_channels(net, layer.writes, space, at)
+            old = block.from_old.shape[1]
+            moved = edit.carry_incoming(layer, offset.to(block.from_own))
+            block.from_old[rows] += moved[:, :old]
+            block.from_own[rows] += moved[:, old:]
     return edit
 
 

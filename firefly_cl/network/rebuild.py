@@ -40,12 +40,15 @@ class Edit:
     """What an edit did: the parameters it replaced, and where the units of a space went.
 
     units: for each of the newest task's units after the edit its number before it, -1: fresh; a
-    number that comes twice is a split unit. widths: the task's units by space before the edit.
+    number that comes several times is a divided unit. widths: the task's units by space before
+    the edit. shares: for each unit after the edit the share it has of what is read of its
+    source (all ones unless units were divided).
     """
 
     space: str
     units: Tensor
     widths: Mapping[str, int]
+    shares: Tensor
     moved: list[Moved] = field(default_factory=list)
 
     def carry_rows(self, layer: GrowableLayer, values: Tensor) -> Tensor:
@@ -56,17 +59,24 @@ class Edit:
         return gather(values, 0, before)
 
     def carry_columns(self, layer: GrowableLayer, values: Tensor) -> Tensor:
-        """Values by own column of a layer; a split unit's go half to each of the two."""
+        """Values by own column of a layer; each copy of a divided unit gets its share of them."""
         if layer.per_unit or all(s.space != self.space for s in layer.reads):
             return values
+        before, shares = self.column_sources(layer)
+        return share_out(gather(values, 1, before), shares)
+
+    def carry_incoming(self, layer: GrowableLayer, values: Tensor) -> Tensor:
+        """Rows over older columns, then own ones, made before the edit, as they read after it."""
+        if layer.per_unit:
+            return values
+        own = sum(self.widths[s.space] * s.repeat for s in layer.reads)
+        old = values.shape[1] - own
+        return torch.cat([values[:, :old], self.carry_columns(layer, values[:, old:])], 1)
+
+    def column_sources(self, layer: GrowableLayer) -> tuple[Tensor, Tensor]:
+        """For each own column of a layer after the edit its number before, and its share."""
         before, unit = channel_sources(layer.reads, self.space, self.units, self.widths)
-        carried = gather(values, 1, before)
-        sources = self.units.clamp(min=0)
-        counts = torch.bincount(sources, (self.units >= 0).to(torch.float64))
-        twice = (self.units >= 0) & (counts[sources] > 1)
-        halved = ((unit >= 0) & twice[unit.clamp(min=0)]).nonzero().flatten()
-        carried[:, halved] *= 0.5
-        return carried
+        return before, torch.where(unit < 0, 1.0, self.shares[unit.clamp(min=0)])
 
 
 def migrate(optimizer: torch.optim.Optimizer, edit: Edit) -> None:
@@ -105,14 +115,19 @@ class Fresh:
     norms: dict[str, Statistics] = field(default_factory=dict)
 
 
-def rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: Fresh) -> Edit:
+def rebuild(
+    net: FireflyNet, space: str, sources: Tensor, fresh: Fresh, shares: Tensor | None = None
+) -> Edit:
     """Rearrange the newest task's own units of one space in every layer that knows it.
 
-    sources: (k,) for each unit afterwards its number before, -1 for a fresh one.
+    sources: (k,) for each unit afterwards its number before, -1 for a fresh one. shares: (k,)
+    by what its columns are multiplied, 1 unless given.
     """
     task = net.current
     widths = {name: s.width(task) for name, s in net.spaces.items()}
-    edit = Edit(space, sources, widths)
+    if shares is None:
+        shares = torch.ones(len(sources), dtype=torch.float64)
+    edit = Edit(space, sources, widths, shares)
 
     def follow(layout: Layout) -> Tensor | None:
         if all(s.space != space for s in layout):
@@ -130,6 +145,9 @@ def rebuild(net: FireflyNet, space: str, sources: Tensor, fresh: Fresh) -> Edit:
             columns = None if layer.per_unit else follow(layer.reads)
             if block is not None and (rows is not None or columns is not None):
                 _rebuild_block(edit, name, block, rows, columns, fresh)
+                if columns is not None:
+                    shared = share_out(block.from_own.detach(), edit.column_sources(layer)[1])
+                    block.from_own.data.copy_(shared)
     net.spaces[space].widths[task] = len(sources)
     for moved in edit.moved:
         moved.new.requires_grad_(moved.old.requires_grad)
@@ -196,6 +214,13 @@ def _rebuild_norm(
         new = nn.Parameter(moved)
         setattr(block, key, new)
         edit.moved.append(Moved(f"{name}.{key}", parameter, new, before))
+
+
+def share_out(values: Tensor, shares: Tensor) -> Tensor:
+    """Columns multiplied by their shares; the same tensor where all of these are 1."""
+    if bool((shares == 1).all()):
+        return values
+    return values * shares.to(values).view(1, -1, *[1] * (values.dim() - 2))
 
 
 def gather(value: Tensor, dim: int, sources: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 from firefly_cl.growth.criterion import Loss, finite
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
-from firefly_cl.network.graph import Node
+from firefly_cl.network.graph import Node, apply_map
 from firefly_cl.network.layers import Block
 from firefly_cl.network.rows import own_block, own_channels
 
@@ -207,18 +207,20 @@ class _Response(_Reading):
         return read.detach()
 
     def step(self, node: Node, inputs: Sequence[Streams]) -> Streams:
-        """Activations with kinks get the second derivative of a softplus."""
+        """Activations with kinks become parabolas at each point: value, slope, softplus' bend."""
         out = super().step(node, inputs)
         attributes = dict(node.attributes)
         kinks = KINKS.get(attributes.get("operation", "")) if node.kind == "map" else None
         if kinks is None or "new" not in out:
             return out
         x = inputs[0]["new"]
-        bend = torch.zeros_like(x)
-        with torch.no_grad():
-            for place, jump in kinks(attributes):
-                s = torch.sigmoid(BETA * (x - place))
-                bend += jump * BETA * s * (1 - s)
-        # value and slope of this term are 0, its second derivative is `bend`
-        out["new"] = out["new"] + bend / 2 * (x - x.detach()).square()
+        at = x.detach().requires_grad_()
+        value = apply_map(node, at, False)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+        bend = torch.zeros_like(slope)
+        for place, jump in kinks(attributes):
+            s = torch.sigmoid(BETA * (x.detach() - place))
+            bend += jump * BETA * s * (1 - s)
+        move = x - x.detach()
+        out["new"] = value.detach() + slope * move + bend / 2 * move.square()
         return out

@@ -44,7 +44,7 @@ class SignedSplitting:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        check_settings(self.reach, self.score_batches)
+        check_settings(self.reach, self.score_batches, self.most_inputs)
         RayleighSearch(self.steps, self.step_size)
         if not 1 <= self.c < float("inf"):
             raise ConfigurationError(f"c of signed splitting must be 1 or more, not {self.c}")

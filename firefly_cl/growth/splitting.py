@@ -43,7 +43,7 @@ class Splitting:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        check_settings(self.reach, self.score_batches)
+        check_settings(self.reach, self.score_batches, self.most_inputs)
 
     def grow(
         self,
@@ -64,12 +64,12 @@ class Splitting:
         return grow_by_schemes(net, some, loss, budget, (SPLIT,), search, self.reach)
 
 
-def check_settings(reach: float, score_batches: int) -> None:
+def check_settings(reach: float, score_batches: int, most_inputs: int = 1) -> None:
     """Raise ConfigurationError for values that cannot work."""
     if not 0 < reach < float("inf"):
         raise ConfigurationError(f"reach of a split must be above 0, not {reach}")
-    if score_batches < 1:
-        raise ConfigurationError("score_batches must be 1 or more")
+    if score_batches < 1 or most_inputs < 1:
+        raise ConfigurationError("score_batches and most_inputs of a split must be 1 or more")
 
 
 def grow_by_schemes(

@@ -7,7 +7,6 @@ Papers: Liu, Wu, Wang 2019, arXiv 1910.02366 (eigenvectors of splitting matrices
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -78,53 +77,60 @@ def exact_extremes(curvatures: Sequence[Curvature], most_inputs: int) -> tuple[E
 
 @dataclass(frozen=True)
 class RayleighSearch:
-    """Rayleigh quotients of all units lowered (or raised) together by stochastic gradient.
+    """Rayleigh quotients v^T S v / v^T v of all units at their extremes over a Krylov space.
 
-    A step goes down the quotients of one batch, 2 (S v - R v) for ||v|| = 1, divided by the root
-    of its mean square in the unit so far (RMSprop, one scale a unit, so that the direction of the
-    gradient stays), with momentum; then v is scaled back to norm 1. step_size: of the first
-    step; it falls to a thirtieth of that. memory, momentum: shares that a step keeps of the mean
-    square and of the last step.
+    From a random vector of each unit, `steps` products with its matrix, each a backward pass a
+    batch for all layers together, span the space that any method of as many gradient steps
+    searches; in it both extremes are eigenvectors of a small matrix (Lanczos 1950, with full
+    orthogonalisation). Wang et al. go down by RMSprop instead.
     """
 
-    steps: int = 64
-    step_size: float = 0.3
-    memory: float = 0.9
-    momentum: float = 0.7
+    steps: int = 24
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for values that cannot work."""
-        if self.steps < 1 or not self.step_size > 0:
-            raise ConfigurationError("steps and step_size of a Rayleigh search must be above 0")
-        if not (0 <= self.memory < 1 and 0 <= self.momentum < 1):
-            raise ConfigurationError("memory and momentum of a Rayleigh search are in [0, 1)")
+        """Raise ConfigurationError for a number of steps that cannot work."""
+        if self.steps < 1:
+            raise ConfigurationError("steps of a search for vectors must be 1 or more")
 
     def extremes(
-        self, curvatures: Sequence[Curvature], generator: torch.Generator, highest: bool = False
-    ) -> Extremes:
-        """The lowest curvatures found (or highest); values are means over all batches."""
-        sign = -1.0 if highest else 1.0
-        vectors, squares, moves = {}, {}, {}
+        self, curvatures: Sequence[Curvature], generator: torch.Generator
+    ) -> tuple[Extremes, Extremes]:
+        """The lowest and highest curvatures found of the mean over batches."""
+        bases: dict[str, list[Tensor]] = {}
+        images: dict[str, list[Tensor]] = {}
         for space, rows in curvatures[0].rows.items():
-            drawn = torch.randn(rows.units, rows.length, generator=generator).to(rows.like)
-            vectors[space] = _unit(drawn)
-            squares[space] = drawn.new_zeros(rows.units, 1)
-            moves[space] = torch.zeros_like(drawn)
-        for step in range(self.steps):
-            size = self.step_size * math.exp(-math.log(30.0) * step / max(self.steps - 1, 1))
-            for space, product in curvatures[step % len(curvatures)].times(vectors).items():
-                v, square, move = vectors[space], squares[space], moves[space]
-                slope = 2 * sign * (product - (v * product).sum(1, keepdim=True) * v)
-                square.lerp_(slope.square().mean(1, keepdim=True), 1 - self.memory)
-                root = (square / (1 - self.memory ** (step + 1))).sqrt()
-                move.lerp_(slope / root.clamp(min=1e-30), 1 - self.momentum)
-                vectors[space] = _unit(v - size * move)
-        products = [curvature.times(vectors) for curvature in curvatures]
-        return {
-            space: Extreme((v * torch.stack([p[space] for p in products]).mean(0)).sum(1), v)
-            for space, v in vectors.items()
-        }
+            drawn = torch.randn(rows.units, rows.length, generator=generator)
+            bases[space], images[space] = [F.normalize(drawn.to(rows.like), dim=1)], []
+        for _ in range(self.steps):
+            last = {space: basis[-1] for space, basis in bases.items()}
+            products = [curvature.times(last) for curvature in curvatures]
+            for space, basis in bases.items():
+                image = torch.stack([p[space] for p in products]).mean(0)
+                images[space].append(image)
+                basis.append(_next_vector(torch.stack(basis, 1), image))
+        lowest, highest = {}, {}
+        for space, basis in bases.items():
+            pair = torch.stack(basis[:-1], 1), torch.stack(images[space], 1)
+            lowest[space], highest[space] = _extreme(*pair, 1.0), _extreme(*pair, -1.0)
+        return lowest, highest
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    return F.normalize(vectors, dim=1)
+def _next_vector(basis: Tensor, image: Tensor) -> Tensor:
+    """What of (units, D) images is new to bases (units, n, D), of norm 1; 0 where nothing is."""
+    rest = image
+    for _ in range(2):  # once leaves rounding errors that grow
+        rest = rest - torch.einsum("und,un->ud", basis, torch.einsum("und,ud->un", basis, rest))
+    length, whole = rest.norm(dim=1, keepdim=True), image.norm(dim=1, keepdim=True)
+    new = length > 100 * torch.finfo(image.dtype).eps * whole
+    return torch.where(new, rest / length.clamp(min=1e-30), 0.0)
+
+
+def _extreme(basis: Tensor, images: Tensor, sign: float) -> Extreme:
+    """The lowest (sign 1) or highest (-1) curvature in the span of each unit's basis."""
+    small = sign * torch.einsum("und,umd->unm", basis, images).double()
+    small = (small + small.mT) / 2
+    empty = basis.norm(dim=2) < 0.5
+    out_of_the_way = 1 + small.abs().sum((1, 2))
+    values, vectors = torch.linalg.eigh(small + torch.diag_embed(empty * out_of_the_way[:, None]))
+    chosen = torch.einsum("un,und->ud", vectors[:, :, 0].to(basis), basis)
+    return Extreme(sign * values[:, 0], F.normalize(chosen, dim=1))

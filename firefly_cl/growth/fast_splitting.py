@@ -28,18 +28,17 @@ from firefly_cl.network import FireflyNet
 class FastSplitting:
     """Fast splitting steepest descent (method.md section 3), for units of any number of inputs.
 
-    reach, score_batches: as in `Splitting`. steps, step_size: of the search for vectors.
+    reach, score_batches: as in `Splitting`. steps: of the search for vectors.
     """
 
     reach: float = 0.1
     score_batches: int = 4
     steps: int = RayleighSearch.steps
-    step_size: float = RayleighSearch.step_size
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
         check_settings(self.reach, self.score_batches)
-        RayleighSearch(self.steps, self.step_size)
+        RayleighSearch(self.steps)
 
     def grow(
         self,
@@ -54,8 +53,7 @@ class FastSplitting:
         """One growth step, in full precision; raises EditError, DivergenceError."""
 
         def search(curvatures: Sequence[Curvature]) -> tuple[Extremes, Extremes]:
-            found = RayleighSearch(self.steps, self.step_size).extremes(curvatures, generator)
-            return found, found
+            return RayleighSearch(self.steps).extremes(curvatures, generator)
 
         some = batches[: self.score_batches]
         return grow_by_schemes(net, some, loss, budget, (SPLIT,), search, self.reach)

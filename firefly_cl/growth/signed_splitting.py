@@ -30,8 +30,8 @@ class SignedSplitting:
     """Signed splitting steepest descent (S3D, method.md section 4).
 
     c: most that the sizes of one unit's shares may sum to, 1 or more; 1 is plain splitting.
-    exact: by eigenvectors, for units of up to `most_inputs`; else by two searches of `steps`
-    steps, for the lowest curvatures and for the highest. reach, score_batches: as in `Splitting`.
+    exact: by eigenvectors, for units of up to `most_inputs`; else by a search of `steps`
+    steps. reach, score_batches: as in `Splitting`.
     """
 
     c: float = 3.0
@@ -40,12 +40,11 @@ class SignedSplitting:
     score_batches: int = 4
     most_inputs: int = 1024
     steps: int = RayleighSearch.steps
-    step_size: float = RayleighSearch.step_size
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
         check_settings(self.reach, self.score_batches, self.most_inputs)
-        RayleighSearch(self.steps, self.step_size)
+        RayleighSearch(self.steps)
         if not 1 <= self.c < float("inf"):
             raise ConfigurationError(f"c of signed splitting must be 1 or more, not {self.c}")
 
@@ -64,8 +63,7 @@ class SignedSplitting:
         def search(curvatures: Sequence[Curvature]) -> tuple[Extremes, Extremes]:
             if self.exact:
                 return exact_extremes(curvatures, self.most_inputs)
-            by = RayleighSearch(self.steps, self.step_size)
-            return by.extremes(curvatures, generator), by.extremes(curvatures, generator, True)
+            return RayleighSearch(self.steps).extremes(curvatures, generator)
 
         some, schemes = batches[: self.score_batches], signed_schemes(self.c)
         return grow_by_schemes(net, some, loss, budget, schemes, search, self.reach)

@@ -24,7 +24,7 @@ from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
 
 Search = Callable[[Sequence[Curvature]], tuple[Extremes, Extremes]]
-"""Finds the lowest and highest curvatures; they may be the same where only one is needed."""
+"""Finds the lowest and highest curvatures."""
 
 
 @CRITERIA.register("splitting")

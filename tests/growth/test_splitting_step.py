@@ -205,7 +205,7 @@ def test_what_cannot_be_split_says_why() -> None:
         lambda: FastSplitting(reach=-1.0),
         lambda: SignedSplitting(c=0.5),
         lambda: SignedSplitting(c=float("nan")),
-        lambda: SignedSplitting(step_size=0.0),
+        lambda: SignedSplitting(steps=0),
     ],
 )
 def test_settings_that_cannot_work_are_errors(make: Any) -> None:

@@ -37,12 +37,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One unit that could be added.
+    """One unit that could be added, or the copies of a splitting scheme.
 
-    kind: split, new, unlock or deeper. space: where, for a deeper unit the node that its layer
-    would stand behind. unit: its number among the task's own units (split), the new candidates
-    (new, deeper) or all older units (unlock) of the space. gain: expected decrease of the
-    loss. cost: in the budget's currency. sign: of its gate.
+    kind: split, new, unlock, deeper or a scheme. space: where, for a deeper unit the node that its
+    layer would stand behind. unit: its number among the task's own units (split, schemes), the
+    new candidates (new, deeper) or all older units (unlock) of the space. gain: expected decrease
+    of the loss. cost: in the budget's currency. sign: of its gate. units: it adds.
     """
 
     kind: str
@@ -51,6 +51,7 @@ class Candidate:
     gain: float
     cost: int
     sign: float = 1.0
+    units: int = 1
 
 
 def unit_cost(net: FireflyNet, space: str, cost: str) -> int:
@@ -134,6 +135,13 @@ def select(
         counts[space] = count
         spent = cost
     return kept
+
+
+def step_cost(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
+    """Cost of `more` units by space; beyond the budget where they need too many floats."""
+    if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
+        return budget.amount + 1
+    return growth_cost(net, more, budget.cost)
 
 
 def _worth(candidate: Candidate) -> float:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import BudgetTooSmall, EditError
+from firefly_cl.errors import BudgetTooSmall, DivergenceError, EditError
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
@@ -18,6 +18,18 @@ from firefly_cl.network.rebuild import Edit
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Model, Any], Tensor]
 """Mean loss (a scalar) of a model, (B, ...) to (B, classes), on one batch of any form."""
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def finite(value: Tensor) -> Tensor:
+    """A loss as it is; raises DivergenceError if it is not finite."""
+    if not bool(torch.isfinite(value)):
+        raise DivergenceError(
+            f"the loss is {float(value.detach())} in a growth step: lower the learning rate "
+            "or look for damaged inputs"
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -33,17 +45,17 @@ class Growth:
         return sum(candidate.gain for candidate in self.kept)
 
     def by_kind(self) -> dict[str, int]:
-        """Kept units by kind (split, unlock, new, deeper)."""
+        """Units added by kind (split, unlock, new, deeper, a scheme)."""
         return self._count(lambda candidate: candidate.kind)
 
     def by_space(self) -> dict[str, int]:
-        """Kept units by space, those of inserted layers by the node that they stand behind."""
+        """Units added by space, those of inserted layers by the node that they stand behind."""
         return self._count(lambda candidate: candidate.space)
 
     def _count(self, key: Callable[[Candidate], str]) -> dict[str, int]:
         counts: dict[str, int] = {}
         for candidate in self.kept:
-            counts[key(candidate)] = counts.get(key(candidate), 0) + 1
+            counts[key(candidate)] = counts.get(key(candidate), 0) + candidate.units
         return counts
 
 
@@ -61,7 +73,7 @@ class Criterion(Protocol):
         loss: Loss,
         budget: Budget,
         generator: torch.Generator,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Autocast = nullcontext,
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step on some batches of training data.

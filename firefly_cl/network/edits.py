@@ -103,7 +103,9 @@ def divide(
         raise EditError(f"shares of copies in {space} sum to {sums[units].tolist()}, not to 1")
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
-    first = torch.tensor([unit not in units[:i].tolist() for i, unit in enumerate(units.tolist())])
+    places = {unit: i for i, unit in reversed(list(enumerate(units.tolist())))}
+    first = torch.zeros(len(units), dtype=torch.bool)
+    first[list(places.values())] = True
     sources = torch.cat([torch.arange(width), units[~first]])
     shared = torch.ones(len(sources), dtype=torch.float64)
     shared[units[first]], shared[width:] = given[first], given[~first]

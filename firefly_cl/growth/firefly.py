@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ class Firefly:
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
     reach: eps, the size of a committed gate; directions have norm 1 over a unit's rows. steps,
     step_size: of the search for directions. path_points: n of the mean score along a gate's
-    path. score_batches: batches that the score is averaged over.
+    path. score_batches: batches that the score is averaged over. halvings: how often the gates of
+    all winners together may be halved before they are committed, to lower the loss the most.
     """
 
     news: int = 16
@@ -56,13 +57,14 @@ class Firefly:
     steps: int = 8
     step_size: float = 0.5
     path_points: int = 3
-    score_batches: int = 2
+    score_batches: int = 4
+    halvings: int = 6
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if min(self.news, self.copies, self.depths, self.steps) < 0:
+        if min(self.news, self.copies, self.depths, self.steps, self.halvings) < 0:
             raise ConfigurationError(
-                "news, copies, depths and steps of firefly growth must be 0 or more"
+                "news, copies, depths, steps and halvings of firefly growth must be 0 or more"
             )
         if not (self.reach > 0 and self.step_size > 0):
             raise ConfigurationError("reach and step_size of firefly growth must be above 0")
@@ -94,7 +96,9 @@ class Firefly:
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
             kept = select(scored, budget, room, lambda more: _together(net, more, budget))
-            return Growth(commit(net, candidates, kept, self.reach), kept)
+            share = self.settle(net, candidates, kept, batches, loss)
+            kept = [replace(c, gain=c.gain * share ** (1 + (c.kind == "split"))) for c in kept]
+            return Growth(commit(net, candidates, kept, self.reach * share), kept)
 
     def search(
         self,
@@ -173,6 +177,34 @@ class Firefly:
                     scored.append(Candidate(kind, name, unit, gain, costs[name], sign))
         return scored
 
+    @torch.no_grad()
+    def settle(
+        self,
+        net: FireflyNet,
+        candidates: Candidates,
+        kept: Sequence[Candidate],
+        batches: Sequence[Any],
+        loss: Loss,
+    ) -> float:
+        """Step 3: the share of `reach`, by halving, at which the winners lower the loss the most.
+
+        Each was scored for itself. Those of one space went down the same slope, and small steps
+        in one direction may add up to one that is too long.
+        """
+        signs = {(c.space, c.kind, c.unit): c.sign for c in kept}
+        losses = []
+        for share in (0.5**n for n in range(self.halvings + 1)):
+            for name, each in candidates.items():
+                for (kind, units), gate in zip(each.kinds().items(), each.gates(), strict=True):
+                    won = [signs.get((name, kind, unit), 0.0) for unit in units]
+                    gate.copy_(self.reach * share * torch.tensor(won))
+            total = sum(
+                float(self._loss(net, candidates, batch, loss, free=False))
+                for batch in batches[: self.score_batches]
+            )
+            losses.append((total, share))
+        return min(losses)[1]
+
     def _loss(
         self,
         net: FireflyNet,
@@ -180,13 +212,15 @@ class Firefly:
         batch: Any,
         loss: Loss,
         fraction: float | None = None,
+        free: bool = True,
     ) -> Tensor:
+        """The loss beside the network; gates are free, and directions where no path is followed."""
         for each in candidates.values():
             for directions in each.searched():
                 for value in directions.values:
-                    value.requires_grad_(fraction is None)
+                    value.requires_grad_(free and fraction is None)
             for gate in each.gates():
-                gate.requires_grad_(True)
+                gate.requires_grad_(free)
 
         def model(x: Tensor) -> Tensor:
             return CandidateExecution(net, candidates, fraction, self.reach).run(x)

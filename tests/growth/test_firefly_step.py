@@ -224,6 +224,7 @@ def test_the_same_seed_grows_the_same_network() -> None:
         {"step_size": -1.0},
         {"path_points": 0},
         {"score_batches": 0},
+        {"halvings": -1},
     ],
 )
 def test_settings_that_cannot_work_are_errors(setting: dict[str, Any]) -> None:
@@ -271,3 +272,17 @@ def test_growth_lowers_the_loss_more_than_random_units_of_the_same_number() -> N
     assert min(gains) > 0
     assert all(gain > chance for gain, chance in zip(gains, by_chance, strict=True))
     assert sum(gains) > 2 * max(sum(by_chance), 0.0)
+
+
+@pytest.mark.parametrize(("name", "reach"), [("mlp", 0.5), ("resnet9", 2.0), ("vgg19", 0.5)])
+def test_too_long_a_reach_is_cut_before_it_raises_the_loss(name: str, reach: float) -> None:
+    changes = []
+    for halvings in (6, 0):
+        criterion = Firefly(news=4, copies=2, reach=reach, halvings=halvings)
+        net = two_tasks(name)
+        batch = batch_for(net)
+        before = loss_of(net, batch)
+        growth = criterion.grow(net, [batch], loss, Budget(6), seeded())
+        assert growth.kept
+        changes.append(before - loss_of(net, batch))
+    assert changes[0] > 0 > changes[1]

@@ -45,8 +45,9 @@ class Firefly:
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
     reach: eps, the size of a committed gate; directions have norm 1 over a unit's rows. steps,
     step_size: of the search for directions. path_points: n of the mean score along a gate's
-    path. score_batches: batches that the score is averaged over. halvings: how often the gates of
-    all winners together may be halved before they are committed, to lower the loss the most.
+    path. score_batches: batches that the score is averaged over. halvings: how often reach may be
+    halved where all candidates together raise the loss, and then the gates of all winners, to
+    lower it the most.
     """
 
     news: int = 16
@@ -93,12 +94,33 @@ class Firefly:
                 **propose(net, spaces, self.news, self.copies, generator),
                 **propose_layers(net, places, self.depths, generator),
             }
-            self.search(net, candidates, batches, loss, autocast)
-            scored = self.score(net, candidates, batches, loss, costs)
+            near = self._within_reach(net, candidates, batches, loss, autocast)
+            _set_gates(candidates, lambda *candidate: 0.0)
+            scored = near.score(net, candidates, batches, loss, costs)
             kept = select(scored, budget, room, lambda more: _together(net, more, budget))
-            share = self.settle(net, candidates, kept, batches, loss)
+            share = near.settle(net, candidates, kept, batches, loss)
             kept = [replace(c, gain=c.gain * share ** (1 + (c.kind == "split"))) for c in kept]
-            return Growth(commit(net, candidates, kept, self.reach * share), kept)
+            return Growth(commit(net, candidates, kept, near.reach * share), kept)
+
+    def _within_reach(
+        self,
+        net: FireflyNet,
+        candidates: Candidates,
+        batches: Sequence[Any],
+        loss: Loss,
+        autocast: Autocast,
+    ) -> Firefly:
+        """Search, with half the reach again while the candidates together raise the loss."""
+        _set_gates(candidates, lambda *candidate: 0.0)
+        before = self._scored_loss(net, candidates, batches, loss)
+        near = self
+        for _ in range(self.halvings):
+            near.search(net, candidates, batches, loss, autocast)
+            if self._scored_loss(net, candidates, batches, loss) < before:
+                return near
+            near = replace(near, reach=near.reach / 2)
+        near.search(net, candidates, batches, loss, autocast)
+        return near
 
     def search(
         self,
@@ -153,8 +175,8 @@ class Firefly:
     ) -> list[Candidate]:
         """Step 2: the mean gradient of each gate along its path, and what it promises.
 
-        s_i = (1/n) sum_z dL/d eps_i at (2z-1)/(2n) eps_i, the other gates held at their values
-        of step 1. A split, whose effect is even in eps, promises -eps s_i; others |eps s_i|.
+        s_i = (1/n) sum_z dL/d eps_i at (2z-1)/(2n) eps_i, the other gates as they are (closed, in
+        a growth step). A split, whose effect is even in eps, promises -eps s_i; others |eps s_i|.
         """
         gates = [gate for _, gate in _gates(candidates)]
         total = [torch.zeros_like(gate) for gate in gates]
@@ -177,7 +199,6 @@ class Firefly:
                     scored.append(Candidate(kind, name, unit, gain, costs[name], sign))
         return scored
 
-    @torch.no_grad()
     def settle(
         self,
         net: FireflyNet,
@@ -194,16 +215,17 @@ class Firefly:
         signs = {(c.space, c.kind, c.unit): c.sign for c in kept}
         losses = []
         for share in (0.5**n for n in range(self.halvings + 1)):
-            for name, each in candidates.items():
-                for (kind, units), gate in zip(each.kinds().items(), each.gates(), strict=True):
-                    won = [signs.get((name, kind, unit), 0.0) for unit in units]
-                    gate.copy_(self.reach * share * torch.tensor(won))
-            total = sum(
-                float(self._loss(net, candidates, batch, loss, free=False))
-                for batch in batches[: self.score_batches]
-            )
-            losses.append((total, share))
+            gate = self.reach * share
+            _set_gates(candidates, lambda *which, gate=gate: gate * signs.get(which, 0.0))
+            losses.append((self._scored_loss(net, candidates, batches, loss), share))
         return min(losses)[1]
+
+    @torch.no_grad()
+    def _scored_loss(
+        self, net: FireflyNet, candidates: Candidates, batches: Sequence[Any], loss: Loss
+    ) -> float:
+        scored = batches[: self.score_batches]
+        return sum(float(self._loss(net, candidates, b, loss, free=False)) for b in scored)
 
     def _loss(
         self,
@@ -249,6 +271,14 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         torch.zeros_like(t) if gradient is None else gradient
         for t, gradient in zip(tensors, found, strict=True)
     ]
+
+
+@torch.no_grad()
+def _set_gates(candidates: Candidates, value: Callable[[str, str, int], float]) -> None:
+    """Set each gate to `value` of its space, kind and unit."""
+    for name, each in candidates.items():
+        for (kind, units), gate in zip(each.kinds().items(), each.gates(), strict=True):
+            gate.copy_(torch.tensor([value(name, kind, unit) for unit in units]))
 
 
 def _gates(candidates: Candidates) -> list[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firefly_cl.errors import ConfigurationError
@@ -100,13 +100,27 @@ def select(
     section 3). together: the cost of so many units by space, where it is more than the sum of
     the candidates'. Candidates without gain are never kept.
     """
+    gainful = [candidate for candidate in candidates if candidate.gain > 0]
+    return take(sorted(gainful, key=_worth, reverse=True), budget, most, together)
+
+
+def take(
+    candidates: Iterable[Candidate],
+    budget: Budget,
+    most: Mapping[str, int],
+    together: Callable[[Mapping[str, int]], int] | None = None,
+) -> list[Candidate]:
+    """The candidates to keep in the order given, each that the budget still pays for.
+
+    For criteria that draw instead of predicting a gain; most and together as in `select`.
+    """
     counts: dict[str, int] = {}
     spent = 0
     kept = []
-    for candidate in sorted(candidates, key=_worth, reverse=True):
+    for candidate in candidates:
         space = candidate.space
         count = counts.get(space, 0) + 1
-        if candidate.gain <= 0 or count > most.get(space, 0):
+        if count > most.get(space, 0):
             continue
         if together is None:
             cost = spent + candidate.cost
@@ -118,6 +132,13 @@ def select(
         counts[space] = count
         spent = cost
     return kept
+
+
+def step_cost(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
+    """Cost of `more` units by space; beyond the budget where they need too many floats."""
+    if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
+        return budget.amount + 1
+    return growth_cost(net, more, budget.cost)
 
 
 def _worth(candidate: Candidate) -> float:

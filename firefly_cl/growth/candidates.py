@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firefly_cl.network import FireflyNet, Selection, Space
+from firefly_cl.network import FireflyNet, Selection
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
@@ -65,20 +65,28 @@ Candidates = dict[str, SpaceCandidates]
 
 
 def propose(
-    net: FireflyNet, spaces: Sequence[str], news: int, copies: int, generator: torch.Generator
+    net: FireflyNet,
+    spaces: Sequence[str],
+    news: int,
+    copies: int,
+    generator: torch.Generator,
+    splits: bool = True,
 ) -> Candidates:
     """Every own unit as a split, up to `copies` older units to unlock, `news` new units a space.
 
     Directions are drawn with norm 1 (incoming rows of new units by He), gates are 0. Older units
     whose rows read what the task does not read cannot be unlocked and are passed over.
     """
-    return {name: _propose_in(net, net.spaces[name], news, copies, generator) for name in spaces}
+    found = {}
+    for name in spaces:
+        n_splits = net.spaces[name].width(net.current) if splits else 0
+        found[name] = _propose_in(net, name, n_splits, news, copies, generator)
+    return found
 
 
 def _propose_in(
-    net: FireflyNet, space: Space, news: int, copies: int, generator: torch.Generator
+    net: FireflyNet, name: str, splits: int, news: int, copies: int, generator: torch.Generator
 ) -> SpaceCandidates:
-    name, splits = space.name, space.width(net.current)
     able = _unlockable(net, name)
     drawn = torch.randperm(len(able), generator=generator)[:copies]
     chosen = able[drawn].sort().values
@@ -221,8 +229,9 @@ class CandidateExecution(Execution):
         return {"new": logits}
 
     def ghost_streams(self) -> list[str]:
-        """The candidates as they act, and where the gradient is taken."""
-        return ["ghost"] if self.fraction is None else ["ghost", "path"]
+        """The candidates as they act, and where the gradient is taken if any has a path."""
+        moving = any(space.splits or len(space.copies) for space in self.candidates.values())
+        return ["ghost", "path"] if self.fraction is not None and moving else ["ghost"]
 
     # --- candidates as producers ----------------------------------------------------------------
 

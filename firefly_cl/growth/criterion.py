@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import BudgetTooSmall, EditError
+from firefly_cl.errors import BudgetTooSmall, DivergenceError, EditError
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
@@ -18,6 +18,18 @@ from firefly_cl.network.rebuild import Edit
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Model, Any], Tensor]
 """Mean loss (a scalar) of a model, (B, ...) to (B, classes), on one batch of any form."""
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def finite(value: Tensor) -> Tensor:
+    """A loss as it is; raises DivergenceError if it is not finite."""
+    if not bool(torch.isfinite(value)):
+        raise DivergenceError(
+            f"the loss is {float(value.detach())} in a growth step: lower the learning rate "
+            "or look for damaged inputs"
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Criterion(Protocol):
         loss: Loss,
         budget: Budget,
         generator: torch.Generator,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        autocast: Autocast = nullcontext,
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step on some batches of training data.

@@ -7,17 +7,17 @@ Growing Neural Networks", arXiv 2102.08574.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import ConfigurationError, DivergenceError
+from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget, Candidate, growth_cost, room_to_double, select
+from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import (
     CandidateExecution,
     Candidates,
@@ -26,11 +26,9 @@ from firefly_cl.growth.candidates import (
     propose,
 )
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import Autocast, Growth, Loss, finite, open_spaces
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @CRITERIA.register("firefly")
@@ -77,11 +75,11 @@ class Firefly:
             raise ConfigurationError("growth needs at least one batch of training data")
         costs = open_spaces(net, budget)
         with evaluation(net):
-            candidates = propose(net, list(costs), self.news, self.copies, generator)
+            candidates = propose(net, list(costs), self.news, self.copies, generator, self.splits)
             self.search(net, candidates, batches, loss, autocast)
             scored = self.score(net, candidates, batches, loss, costs)
             room = room_to_double(net, list(costs))
-            kept = select(scored, budget, room, lambda more: _together(net, more, budget))
+            kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
             return Growth(commit(net, candidates, kept, self.reach), kept)
 
     def search(
@@ -163,7 +161,7 @@ class Firefly:
         scored = []
         for (name, space), means in zip(candidates.items(), _in_threes(total), strict=True):
             numbers = (
-                range(space.splits if self.splits else 0),
+                range(space.splits),
                 space.copies.tolist(),
                 range(space.news),
             )
@@ -191,20 +189,7 @@ class Firefly:
         def model(x: Tensor) -> Tensor:
             return CandidateExecution(net, candidates, fraction, self.reach).run(x)
 
-        value = loss(model, batch)
-        if not bool(torch.isfinite(value)):
-            raise DivergenceError(
-                f"the loss is {float(value.detach())} in a growth step: lower the learning rate "
-                "or look for damaged inputs"
-            )
-        return value
-
-
-def _together(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
-    """Cost of `more` units by space; beyond the budget where they need too many floats."""
-    if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
-        return budget.amount + 1
-    return growth_cost(net, more, budget.cost)
+        return finite(loss(model, batch))
 
 
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -37,9 +37,9 @@ class Budget:
 class Candidate:
     """One unit that could be added.
 
-    kind: split, new or unlock. unit: its number among the task's own units (split), the new
-    candidates (new) or all older units (unlock) of the space. gain: expected decrease of the
-    loss. cost: in the budget's currency. sign: of its gate.
+    kind: split, copy, new or unlock. unit: its number among the task's own units (split, copy),
+    the new candidates (new) or all older units (unlock) of the space. gain: expected decrease of
+    the loss. cost: in the budget's currency. sign: of its gate.
     """
 
     kind: str

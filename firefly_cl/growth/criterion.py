@@ -45,7 +45,7 @@ class Growth:
         return sum(candidate.gain for candidate in self.kept)
 
     def by_kind(self) -> dict[str, int]:
-        """Kept units by kind (split, new, unlock)."""
+        """Kept units by kind (split, new, unlock, copy)."""
         return self._count(lambda candidate: candidate.kind)
 
     def by_space(self) -> dict[str, int]:

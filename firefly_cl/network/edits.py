@@ -97,6 +97,40 @@ def split(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = N
     return edit
 
 
+def replicate(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = None) -> Edit:
+    """Copy own units of the newest task; a unit and its copies share its outgoing weights equally.
+
+    units: (k,) numbers among the task's own units of the space, a unit as often as it is to be
+    copied. offsets: for each producer (k x channels per unit, columns, ...), older columns first:
+    added to the copies' rows. Without them no function changes. Chen, Goodfellow, Shlens 2016,
+    arXiv 1511.05641, Net2WiderNet. Raises EditError, SpaceFixed.
+    """
+    _check_open(net, space)
+    width = net.spaces[space].width(net.current)
+    units = units.to(torch.int64).cpu()
+    if not len(units) or units.min() < 0 or units.max() >= width:
+        raise EditError(f"cannot copy units {units.tolist()} of {space}: it has 0 to {width - 1}")
+    for name, offset in (offsets or {}).items():
+        _check_offset(net, name, space, offset, len(units))
+    sources = torch.cat([torch.arange(width), units])
+    shares = 1.0 / torch.bincount(sources)[sources]
+    edit = rebuild(net, space, sources, Fresh())
+    with torch.no_grad():
+        for node in net.consumers(space):
+            block, reads = own_block(net, node.name), growable_layer(net, node.name).reads
+            for unit in (shares < 1).nonzero().flatten().tolist():
+                at = own_channels(net, reads, space, torch.tensor([unit]))
+                block.from_own[:, at] *= float(shares[unit])
+        copies = torch.arange(width, width + len(units))
+        for name, offset in (offsets or {}).items():
+            block, old = own_block(net, name), own_block(net, name).from_old.shape[1]
+            layer, moved = growable_layer(net, name), offset.to(block.from_own)
+            at = own_channels(net, layer.writes, space, copies)
+            block.from_old[at] += moved[:, :old]
+            block.from_own[at] += edit.carry_columns(layer, moved[:, old:])
+    return edit
+
+
 def unlock(
     net: FireflyNet,
     space: str,

@@ -40,7 +40,8 @@ class Edit:
     """What an edit did: the parameters it replaced, and where the units of a space went.
 
     units: for each of the newest task's units after the edit its number before it, -1: fresh; a
-    number that comes twice is a split unit. widths: the task's units by space before the edit.
+    number that comes several times is a split or copied unit. widths: the task's units by space
+    before the edit.
     """
 
     space: str
@@ -56,16 +57,16 @@ class Edit:
         return gather(values, 0, before)
 
     def carry_columns(self, layer: GrowableLayer, values: Tensor) -> Tensor:
-        """Values by own column of a layer; a split unit's go half to each of the two."""
+        """Values by own column of a layer; a split unit's are shared equally."""
         if layer.per_unit or all(s.space != self.space for s in layer.reads):
             return values
         before, unit = channel_sources(layer.reads, self.space, self.units, self.widths)
         carried = gather(values, 1, before)
         sources = self.units.clamp(min=0)
         counts = torch.bincount(sources, (self.units >= 0).to(torch.float64))
-        twice = (self.units >= 0) & (counts[sources] > 1)
-        halved = ((unit >= 0) & twice[unit.clamp(min=0)]).nonzero().flatten()
-        carried[:, halved] *= 0.5
+        shares = torch.where(self.units >= 0, 1.0 / counts[sources], 1.0)
+        by_channel = torch.where(unit >= 0, shares[unit.clamp(min=0)], 1.0).to(carried)
+        carried *= by_channel.view(-1, *[1] * (carried.dim() - 2))
         return carried
 
 

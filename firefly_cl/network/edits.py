@@ -113,7 +113,7 @@ def replicate(net: FireflyNet, space: str, units: Tensor, offsets: Values | None
     for name, offset in (offsets or {}).items():
         _check_offset(net, name, space, offset, len(units))
     sources = torch.cat([torch.arange(width), units])
-    shares = 1.0 / torch.bincount(sources)[sources]
+    shares = torch.bincount(sources).double().reciprocal()[sources]
     edit = rebuild(net, space, sources, Fresh())
     with torch.no_grad():
         for node in net.consumers(space):

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
+from firefly_cl.growth.ascent import ascend, dense_vectors
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import Candidates
 from firefly_cl.growth.commit import commit
@@ -28,29 +30,37 @@ from firefly_cl.growth.linear_response import (
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
 
+_PARALLEL = 0.9
+"""Cosine above which two units would learn much the same."""
+
 
 @CRITERIA.register("gradmax")
 @dataclass(frozen=True)
 class GradMax:
-    """GradMax (Evci et al. 2022, arXiv 2201.05125, eq. 7 and 11).
+    """GradMax (Evci et al. 2022, arXiv 2201.05125).
 
     M = E[x_(l-1) g_(l+1)^T] (`response_matrix`). Where zero incoming weights can learn
     (`linear_at_zero`), a new unit has those, and as outgoing weights a leading singular vector
     of M, of norm `scale`. Elsewhere, behind a norm or ReLU, it is the other way round: outgoing
-    weights are zero, incoming ones sqrt(2) times a singular vector, with the better sign. No
-    function changes. rate: of the gradient step on the new weights alone whose first-order
-    decrease of the loss, rate * |gradient|^2, is a unit's gain. score_batches: batches used.
+    weights are zero, incoming ones climb (`ascend`) for `steps` steps from sqrt(2) times a
+    singular vector or its negative, or from a drawn one where there are fewer than `starts` of
+    these. No function changes. rate: of the gradient step on the new weights alone whose
+    first-order decrease of the loss, rate |gradient|^2, is a unit's gain. score_batches: used.
     """
 
     scale: float = 1.0
     rate: float = 0.01
+    steps: int = 8
+    starts: int = 32
     score_batches: int = 2
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if not (self.scale > 0 and self.rate > 0) or self.score_batches < 1:
+        if not (self.scale > 0 and self.rate > 0):
+            raise ConfigurationError("scale and rate of gradmax must be above 0")
+        if self.steps < 0 or self.starts < 0 or self.score_batches < 1:
             raise ConfigurationError(
-                "scale and rate of gradmax must be above 0, score_batches 1 or more"
+                "gradmax takes 0 or more steps and starts, 1 or more score_batches"
             )
 
     def grow(
@@ -72,7 +82,10 @@ class GradMax:
             matrices = response_matrix(net, list(costs), batches, loss)
             candidates: Candidates = {}
             for space, matrix in matrices.items():
-                candidates |= self.propose(net, space, matrix, room[space])
+                candidates |= self.propose(net, space, matrix, room[space], generator)
+            inverse = {s: made for s, made in candidates.items() if not linear_at_zero(net, s)}
+            if inverse:
+                ascend(net, inverse, batches, loss, self.steps)
             scored = [
                 Candidate("new", space, unit, self.rate * norm**2, costs[space])
                 for space, norms in gradient_norms(net, candidates, batches, loss).items()
@@ -81,16 +94,29 @@ class GradMax:
             kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
             return Growth(commit(net, candidates, kept, 1.0), kept)
 
-    def propose(self, net: FireflyNet, space: str, matrix: Tensor, most: int) -> Candidates:
-        """New units along the leading singular vectors; in the inverse form with both signs."""
+    def propose(
+        self,
+        net: FireflyNet,
+        space: str,
+        matrix: Tensor,
+        most: int,
+        generator: torch.Generator,
+    ) -> Candidates:
+        """New units along the leading singular vectors; drawn ones besides in the inverse form."""
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        k = min(most, int((values > RANK * values[:1]).sum()))
-        if not k:
+        rank = int((values > RANK * values[:1]).sum())
+        if not rank:
             return {}
         if linear_at_zero(net, space):
+            k = min(most, rank)
             return new_units(net, space, left.new_zeros(k, len(left)), self.scale * right[:k])
-        rows = math.sqrt(2.0) * left[:, :k].T
-        return new_units(net, space, torch.cat([rows, -rows]), left.new_zeros(2 * k, len(right.T)))
+        k = min(max(most, self.starts // 2), rank)
+        more = torch.randn(max(self.starts - 2 * k, 0), len(left), generator=generator).to(left)
+        rows = torch.cat([left[:, :k].T, -left[:, :k].T, F.normalize(more)])
+        nothing = left.new_zeros(len(rows), right.shape[1])
+        made = new_units(net, space, math.sqrt(2.0) * rows, nothing)
+        made[space].new_gates.fill_(1.0)
+        return made
 
 
 def gradient_norms(
@@ -98,7 +124,7 @@ def gradient_norms(
 ) -> dict[str, dict[int, float]]:
     """Norm of the gradient that each new unit has on its zero side, by space and unit.
 
-    Of two units with opposite signs only the better is there.
+    A unit that has nearly the incoming rows of a better one is not there.
     """
     sides = {}
     for space, made in candidates.items():
@@ -113,7 +139,17 @@ def gradient_norms(
             lengths = torch.cat([g.reshape(n, -1) for g in gradients], 1).norm(dim=1)
             norms[space] = dict(enumerate(lengths.tolist()))
             continue
-        pairs = as_vectors(gradients, n).norm(dim=1).view(2, -1)
-        best = pairs.argmax(0) * pairs.shape[1] + torch.arange(pairs.shape[1])
-        norms[space] = {unit: float(pairs.flatten()[unit]) for unit in best.tolist()}
+        lengths = as_vectors(gradients, n).norm(dim=1)
+        rows = dense_vectors(net, candidates[space])
+        norms[space] = {unit: float(lengths[unit]) for unit in _distinct(rows, lengths)}
     return norms
+
+
+def _distinct(rows: Tensor, worth: Tensor) -> list[int]:
+    """Numbers of the rows that are not nearly parallel to one of more worth."""
+    directions = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    chosen: list[int] = []
+    for unit in worth.argsort(descending=True).tolist():
+        if not chosen or float((directions[chosen] @ directions[unit]).max()) < _PARALLEL:
+            chosen.append(unit)
+    return chosen

@@ -166,7 +166,7 @@ def desired_moves(
 
     V = -dL/da - A b_l, the part of the wanted move of the consumer's own rows a that no change of
     their weights and bias brings: A is the least-squares solution over all batches and positions,
-    b_l what the rows read (patches of it). Verbockhaven et al. 2024, eq. 7 and 8.
+    b_l what the rows read (patches of it). Verbockhaven et al. 2024, arXiv 2405.19816.
     """
     consumers = {space: net.consumers(space)[0].name for space in spaces}
     moves: dict[str, list[Move]] = {name: [] for name in consumers.values()}

@@ -21,6 +21,7 @@ from firefly_cl.growth.linear_response import (
     mean_gradients,
     new_units,
     outgoing_size,
+    response_matrix,
 )
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.edits import widen
@@ -91,9 +92,7 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 ) -> None:
     net = smooth(tasks)
     assert linear_at_zero(net, space)
-    from firefly_cl.growth import gradmax
-
-    matrix = gradmax.response_matrix(net, [space], [BATCH], loss)[space]
+    matrix = response_matrix(net, [space], [BATCH], loss)[space]
     made = GradMax().propose(net, space, matrix, 2, seeded())[space]
     best = copy.deepcopy(net)
     widen(best, space, 2, made.incoming, made.outgoing)
@@ -112,8 +111,6 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 
 def test_the_matrix_of_a_linear_chain_is_inputs_times_gradients() -> None:
     net = smooth()
-    from firefly_cl.growth.linear_response import response_matrix
-
     found = response_matrix(net, ["dense"], [BATCH], loss)["dense"]
     model = Tanh().double()
     torch.manual_seed(0)

@@ -94,5 +94,5 @@ def _vectors(rows: Sequence[Tensor], units: int) -> Tensor:
 
 def _put(rows: dict[str, Tensor], vectors: Tensor) -> None:
     sizes = [value.numel() // len(vectors) for value in rows.values()]
-    for value, part in zip(rows.values(), vectors.split(sizes, 1), strict=True):
+    for value, part in zip(rows.values(), torch.split(vectors, sizes, 1), strict=True):
         value.copy_(part.reshape(value.shape))

@@ -50,8 +50,8 @@ class GradMax:
 
     scale: float = 1.0
     rate: float = 0.01
-    steps: int = 4
-    starts: int = 16
+    steps: int = 8
+    starts: int = 32
     score_batches: int = 2
 
     def __post_init__(self) -> None:

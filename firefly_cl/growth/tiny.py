@@ -37,7 +37,7 @@ from firefly_cl.network.rows import growable_layer, own_block
 @CRITERIA.register("tiny")
 @dataclass(frozen=True)
 class Tiny:
-    """TINY (Verbockhaven et al. 2024, arXiv 2405.19816; method.md section 5).
+    """TINY (Verbockhaven et al. 2024, arXiv 2405.19816).
 
     New unit k of a space between one producer and one consumer has the incoming weights
     S^(-1/2) u_k and the outgoing weights reach w_k, with S^(-1/2) N = U Lambda W^T, S = E[b b^T]

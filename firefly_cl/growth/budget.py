@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from firefly_cl.errors import ConfigurationError
@@ -39,10 +39,11 @@ class Budget:
 class Candidate:
     """One unit that could be added, or the copies of a splitting scheme.
 
-    kind: split, new, unlock, deeper or a scheme. space: where, for a deeper unit the node that its
-    layer would stand behind. unit: its number among the task's own units (split, schemes), the
-    new candidates (new, deeper) or all older units (unlock) of the space. gain: expected decrease
-    of the loss. cost: in the budget's currency. sign: of its gate. units: it adds.
+    kind: split, copy, new, unlock, deeper or a scheme. space: where, for a deeper unit the node
+    that its layer would stand behind. unit: its number among the task's own units (split, copy,
+    schemes), the new candidates (new, deeper) or all older units (unlock) of the space. gain:
+    expected decrease of the loss. cost: in the budget's currency. sign: of its gate. units: it
+    adds.
     """
 
     kind: str
@@ -117,13 +118,27 @@ def select(
     section 3). together: the cost of so many units by space, where it is more than the sum of
     the candidates'. Candidates without gain are never kept.
     """
+    gainful = [candidate for candidate in candidates if candidate.gain > 0]
+    return take(sorted(gainful, key=_worth, reverse=True), budget, most, together)
+
+
+def take(
+    candidates: Iterable[Candidate],
+    budget: Budget,
+    most: Mapping[str, int],
+    together: Callable[[Mapping[str, int]], int] | None = None,
+) -> list[Candidate]:
+    """The candidates to keep in the order given, each that the budget still pays for.
+
+    For criteria that draw instead of predicting a gain; most and together as in `select`.
+    """
     counts: dict[str, int] = {}
     spent = 0
     kept = []
-    for candidate in sorted(candidates, key=_worth, reverse=True):
+    for candidate in candidates:
         space = candidate.space
         count = counts.get(space, 0) + 1
-        if candidate.gain <= 0 or count > most.get(space, 0):
+        if count > most.get(space, 0):
             continue
         if together is None:
             cost = spent + candidate.cost

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from firefly_cl.network import FireflyNet, Space
+from firefly_cl.network import FireflyNet
 from firefly_cl.network.deeper import Deeper, deeper_layer
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, Statistics
@@ -121,21 +121,33 @@ Candidates = Mapping[str, SpaceCandidates | LayerCandidates]
 """What could be added, by the name of a space or of the node that a layer would stand behind."""
 
 
+WiderCandidates = dict[str, SpaceCandidates]
+"""Those of spaces alone."""
+
+
 def propose(
-    net: FireflyNet, spaces: Sequence[str], news: int, copies: int, generator: torch.Generator
+    net: FireflyNet,
+    spaces: Sequence[str],
+    news: int,
+    copies: int,
+    generator: torch.Generator,
+    splits: bool = True,
 ) -> dict[str, SpaceCandidates]:
     """Every own unit as a split, up to `copies` older units to unlock, `news` new units a space.
 
     Directions are drawn with norm 1 (incoming rows of new units by He), gates are 0. Older units
     whose rows read what the task does not read cannot be unlocked and are passed over.
     """
-    return {name: _propose_in(net, net.spaces[name], news, copies, generator) for name in spaces}
+    found = {}
+    for name in spaces:
+        n_splits = net.spaces[name].width(net.current) if splits else 0
+        found[name] = _propose_in(net, name, n_splits, news, copies, generator)
+    return found
 
 
 def _propose_in(
-    net: FireflyNet, space: Space, news: int, copies: int, generator: torch.Generator
+    net: FireflyNet, name: str, splits: int, news: int, copies: int, generator: torch.Generator
 ) -> SpaceCandidates:
-    name, splits = space.name, space.width(net.current)
     able = _unlockable(net, name)
     drawn = torch.randperm(len(able), generator=generator)[:copies]
     chosen = able[drawn].sort().values

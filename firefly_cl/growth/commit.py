@@ -124,7 +124,8 @@ def _commit_kind(
         norms = _statistics(candidates, torch.searchsorted(candidates.copies, units))
         return unlock(net, space, units, winners.rows, norms)
     norms = _statistics(candidates, len(candidates.copies) + units)
-    return widen(net, space, len(units), winners.rows, winners.columns, norms)
+    unused = torch.Generator()  # every row is given: leave the global generator alone
+    return widen(net, space, len(units), winners.rows, winners.columns, norms, unused)
 
 
 def _places(candidates: SpaceCandidates, units: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Growth:
         return sum(candidate.gain for candidate in self.kept)
 
     def by_kind(self) -> dict[str, int]:
-        """Units added by kind (split, unlock, new, deeper, a scheme)."""
+        """Units added by kind (split, copy, unlock, new, deeper, a scheme)."""
         return self._count(lambda candidate: candidate.kind)
 
     def by_space(self) -> dict[str, int]:

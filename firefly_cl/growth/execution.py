@@ -117,8 +117,9 @@ class CandidateExecution(Execution):
         return {"new": logits}
 
     def ghost_streams(self) -> list[str]:
-        """The candidates as they act, and where the gradient is taken."""
-        return ["ghost"] if self.fraction is None else ["ghost", "path"]
+        """The candidates as they act, and where the gradient is taken if any has a path."""
+        moving = any(space.splits or len(space.copies) for space in self.spaces.values())
+        return ["ghost", "path"] if self.fraction is not None and moving else ["ghost"]
 
     # --- candidates as producers ----------------------------------------------------------------
 

@@ -6,17 +6,17 @@ Growing Neural Networks", arXiv 2102.08574.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import ConfigurationError, DivergenceError
+from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget, Candidate, growth_cost, room_to_double, select
+from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import (
     Candidates,
     Directions,
@@ -27,13 +27,11 @@ from firefly_cl.growth.candidates import (
     unit_lengths,
 )
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import Autocast, Growth, Loss, finite, open_spaces
 from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.deeper import deeper_places
 from firefly_cl.network.modes import evaluation
-
-Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @CRITERIA.register("firefly")
@@ -91,13 +89,13 @@ class Firefly:
         room = room_to_double(net, spaces) | dict.fromkeys(places, self.depths)
         with evaluation(net):
             candidates: Candidates = {
-                **propose(net, spaces, self.news, self.copies, generator),
+                **propose(net, spaces, self.news, self.copies, generator, self.splits),
                 **propose_layers(net, places, self.depths, generator),
             }
             near = self._within_reach(net, candidates, batches, loss, autocast)
             _set_gates(candidates, lambda *candidate: 0.0)
             scored = near.score(net, candidates, batches, loss, costs)
-            kept = select(scored, budget, room, lambda more: _together(net, more, budget))
+            kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
             share = near.settle(net, candidates, kept, batches, loss)
             kept = [replace(c, gain=c.gain * share ** (1 + (c.kind == "split"))) for c in kept]
             return Growth(commit(net, candidates, kept, near.reach * share), kept)
@@ -191,8 +189,6 @@ class Firefly:
         scored, slopes = [], iter(total)
         for name, each in candidates.items():
             for kind, units in each.kinds().items():
-                if kind == "split" and not self.splits:
-                    units = ()
                 for unit, slope in zip(units, next(slopes).tolist(), strict=False):
                     gain = -self.reach * slope if kind == "split" else self.reach * abs(slope)
                     sign = 1.0 if kind == "split" or slope < 0 else -1.0
@@ -247,20 +243,7 @@ class Firefly:
         def model(x: Tensor) -> Tensor:
             return CandidateExecution(net, candidates, fraction, self.reach).run(x)
 
-        found = loss(model, batch)
-        if not bool(torch.isfinite(found)):
-            raise DivergenceError(
-                f"the loss is {float(found.detach())} in a growth step: lower the learning rate "
-                "or look for damaged inputs"
-            )
-        return found
-
-
-def _together(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
-    """Cost of `more` units by space; beyond the budget where they need too many floats."""
-    if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
-        return budget.amount + 1
-    return growth_cost(net, more, budget.cost)
+        return finite(loss(model, batch))
 
 
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -123,6 +123,31 @@ def divide(
     return edit
 
 
+def replicate(net: FireflyNet, space: str, units: Tensor, offsets: Values | None = None) -> Edit:
+    """Copy own units of the newest task; a unit and its copies share its outgoing weights equally.
+
+    units: (k,) numbers among the task's own units of the space, a unit as often as it is to be
+    copied. offsets: for each producer (k x channels per unit, columns, ...), older columns first:
+    added to the copies' rows. Without them no function changes. Chen, Goodfellow, Shlens 2016,
+    arXiv 1511.05641, Net2WiderNet. Raises EditError, SpaceFixed.
+    """
+    _check_open(net, space)
+    width = net.spaces[space].width(net.current)
+    units = units.to(torch.int64).cpu()
+    if not len(units) or units.min() < 0 or units.max() >= width:
+        raise EditError(f"cannot copy units {units.tolist()} of {space}: it has 0 to {width - 1}")
+    for name, offset in (offsets or {}).items():
+        _check_offset(net, name, space, offset, len(units))
+    originals = torch.tensor(sorted(set(units.tolist())))
+    numbers = torch.cat([originals, units])
+    shares = torch.bincount(numbers).double().reciprocal()[numbers]
+    whole = {}
+    for name, offset in (offsets or {}).items():
+        still = len(originals) * (len(offset) // len(units))
+        whole[name] = torch.cat([offset.new_zeros(still, *offset.shape[1:]), offset])
+    return divide(net, space, numbers, shares, whole)
+
+
 def unlock(
     net: FireflyNet,
     space: str,

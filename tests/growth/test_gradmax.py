@@ -1,0 +1,234 @@
+"""GradMax: no choice of new weights of the same size has a greater gradient to learn from."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from growing_nets import CHANNELS, NAMES, answers, begin, close, images, net_of, seeded, shake
+from torch import Tensor, nn
+
+from firefly_cl.growth.budget import Budget
+from firefly_cl.growth.criterion import Model
+from firefly_cl.growth.gradmax import GradMax
+from firefly_cl.growth.linear_response import (
+    as_vectors,
+    incoming_size,
+    linear_at_zero,
+    mean_gradients,
+    new_units,
+    outgoing_size,
+    response_matrix,
+)
+from firefly_cl.network import FireflyNet
+from firefly_cl.network.edits import widen
+
+Batch = tuple[Tensor, Tensor]
+BATCH = (images(24, seed=3), torch.arange(24) % 3)
+RATE = 0.01
+
+
+def loss(model: Model, batch: Batch) -> Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+class Tanh(nn.Module):
+    """Convolutions with a stride, a mean and a residual branch, no norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(CHANNELS, 4, 3, padding=1, stride=2)
+        self.two = nn.Conv2d(4, 5, 3, padding=1)
+        self.branch = nn.Conv2d(5, 5, 1)
+        self.dense = nn.Linear(5 * 4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.one(x))
+        x = torch.tanh(self.two(x))
+        x = F.avg_pool2d(x + torch.tanh(self.branch(x)), 2).flatten(1)
+        logits: Tensor = self.head(F.gelu(self.dense(x)))
+        return logits
+
+
+def smooth(tasks: int = 1) -> FireflyNet:
+    torch.manual_seed(0)
+    model = Tanh().double()
+    shake(model)
+    net = FireflyNet.from_module(model.eval(), images(2))
+    if tasks == 2:
+        begin(net, classes=3, widths=4)
+    return net.eval()
+
+
+def gradients(net: FireflyNet, names: list[str]) -> list[Tensor]:
+    """Of the loss, over all columns of the newest task's rows of some layers."""
+    blocks = [net.layers[name].block(net.current) for name in names]  # type: ignore[union-attr,operator]
+    pairs = [(b.from_old, b.from_own) for b in blocks]
+    every = [p for pair in pairs for p in pair]
+    found = torch.autograd.grad(loss(net, BATCH), every, materialize_grads=True)
+    return [torch.cat(found[i : i + 2], 1) for i in range(0, len(found), 2)]
+
+
+def learning(net: FireflyNet, space: str, units: int) -> Tensor:
+    """Gradient norms on the incoming rows of the last units of a space; no repeated channels."""
+    found = gradients(net, [node.name for node in net.producers(space)])
+    return torch.cat([g[-units:].reshape(units, -1) for g in found], 1).norm(dim=1)
+
+
+def step(net: FireflyNet, amount: int = 1) -> tuple[FireflyNet, list[tuple[str, float]]]:
+    grown = copy.deepcopy(net)
+    growth = GradMax(rate=RATE).grow(grown, [BATCH], loss, Budget(amount), seeded())
+    return grown, [(c.space, math.sqrt(c.gain / RATE)) for c in growth.kept]
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("space", ["one", "two", "dense"])
+def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
+    space: str, tasks: int
+) -> None:
+    net = smooth(tasks)
+    assert linear_at_zero(net, space)
+    matrix = response_matrix(net, [space], [BATCH], loss)[space]
+    made = GradMax().propose(net, space, matrix, 2, seeded())[space]
+    best = copy.deepcopy(net)
+    widen(best, space, 2, made.incoming, made.outgoing)
+    found = learning(best, space, 2)
+    values = torch.linalg.svdvals(matrix)
+    torch.testing.assert_close(found, values[:2], rtol=1e-6, atol=1e-12)
+    by_chance = torch.randn(200, outgoing_size(net, space), generator=seeded(7)).double()
+    by_chance /= by_chance.norm(dim=1, keepdim=True)
+    drawn = new_units(net, space, torch.zeros(200, incoming_size(net, space)), by_chance)[space]
+    widen(net, space, 200, drawn.incoming, drawn.outgoing)
+    random = learning(net, space, 200)
+    assert float(random.max()) <= float(found[0]) * (1 + 1e-9)
+    assert float(random.max()) > 0.05 * float(found[0])
+    assert close(answers(best, BATCH[0]), answers(smooth(tasks), BATCH[0]))
+
+
+def test_the_matrix_of_a_linear_chain_is_inputs_times_gradients() -> None:
+    net = smooth()
+    found = response_matrix(net, ["dense"], [BATCH], loss)["dense"]
+    model = Tanh().double()
+    torch.manual_seed(0)
+    model = Tanh().double()
+    shake(model)
+    x = F.silu(model.one(BATCH[0]))
+    x = torch.tanh(model.two(x))
+    x = F.avg_pool2d(x + torch.tanh(model.branch(x)), 2).flatten(1)
+    logits = model.head(F.gelu(model.dense(x)))
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, BATCH[1]), logits)
+    expected = 0.5 * x.T @ g  # the slope of GELU at 0
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("name", ["mlp", "mlp-bn", "vgg11", "resnet9", "concat", "grouped"])
+def test_outgoing_gradients_beat_random_ones_where_zero_rows_cannot_learn(
+    name: str, tasks: int
+) -> None:
+    net = net_of(name)
+    if tasks == 2:
+        begin(net, classes=3, widths=4)
+    net.eval()
+    for space in net.growable_spaces():
+        assert not linear_at_zero(net, space)
+    grown, kept = step(net)
+    ((space, predicted),) = kept
+    found = gradients(grown, [node.name for node in grown.consumers(space)])
+    repeats = [
+        sum(s.repeat for s in grown.layers[node.name].reads if s.space == space)  # type: ignore[union-attr]
+        for node in grown.consumers(space)
+    ]
+    if len(grown.layers[grown.consumers(space)[0].name].reads) == 1:  # type: ignore[arg-type]
+        columns = [g[:, -r:].flatten() for g, r in zip(found, repeats, strict=True)]
+        # statistics of new units are unbiased: n / (n - 1) of the batch's variance
+        assert float(torch.cat(columns).norm()) == pytest.approx(predicted, rel=0.03)
+    by_chance = torch.randn(200, incoming_size(net, space), generator=seeded(7)).double()
+    by_chance *= math.sqrt(2.0) / by_chance.norm(dim=1, keepdim=True)
+    nothing = torch.zeros(200, outgoing_size(net, space))
+    drawn = new_units(net, space, by_chance, nothing)
+    drawn[space].new_gates.fill_(1.0)
+    tensors = list(drawn[space].outgoing.values())
+    random = as_vectors(mean_gradients(net, drawn, tensors, [BATCH], loss), 200).norm(dim=1)
+    assert float(random.max()) < predicted
+    assert close(answers(grown, BATCH[0]), answers(net, BATCH[0]))
+
+
+@pytest.mark.parametrize("name", ["smooth", *(n for n in NAMES if n != "mobilenetv1")])
+def test_a_gradient_step_on_the_new_weights_gains_what_was_predicted(name: str) -> None:
+    net = smooth() if name == "smooth" else net_of(name).eval()
+    rate = 1e-4
+    widths = net.widths()
+    before = loss(net, BATCH).detach()
+    growth = GradMax(rate=rate).grow(net, [BATCH], loss, Budget(4), seeded())
+    assert float(loss(net, BATCH).detach()) == pytest.approx(float(before), abs=1e-12)
+    value = loss(net, BATCH)
+    named = dict(net.named_parameters())
+    found = torch.autograd.grad(value, list(named.values()), materialize_grads=True)
+    decrease = 0.0
+    with torch.no_grad():
+        for space in growth.by_space():
+            first = widths[space][0]
+            linear = linear_at_zero(smooth() if name == "smooth" else net_of(name), space)
+            nodes = net.producers(space) if linear else net.consumers(space)
+            for node in nodes:
+                key = f"layers.{node.name}.blocks.0.from_own"
+                gradient = found[list(named).index(key)]
+                old = found[list(named).index(key.replace("own", "old"))]
+                layout = node.layout if linear else net.node(node.inputs[0]).layout
+                start = 0
+                for segment in layout:
+                    size = net.spaces[segment.space].width(0) * segment.repeat
+                    if segment.space == space:
+                        at = slice(start + first * segment.repeat, start + size)
+                        for part in (gradient, old) if linear else (gradient.movedim(0, 1),):
+                            if part.numel():
+                                decrease += rate * float(part[at].square().sum())
+                    start += size
+    assert growth.gain == pytest.approx(decrease, rel=0.05)
+    assert len(growth.kept) == 4 and growth.gain > 0
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [("tanh", True), ("silu", True), ("relu", False), ("leaky_relu", False), ("sigmoid", False)],
+)
+def test_zero_rows_learn_where_the_activation_has_a_slope_at_zero(
+    activation: str, expected: bool
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.head = nn.Linear(8, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(getattr(F, activation)(self.one(x)))
+            return logits
+
+    torch.manual_seed(0)
+    net = FireflyNet.from_module(Net().double().eval(), torch.zeros(2, 8).double()).eval()
+    assert linear_at_zero(net, "one") == expected
+    x, before = torch.randn(32, 8, generator=seeded(1)).double(), net.widths()
+    batch = (x, torch.arange(32) % 3)
+    GradMax().grow(net, [batch], loss, Budget(1), seeded())
+    block = net.layers["one"].block(0)  # type: ignore[union-attr,operator]
+    head = net.layers["head"].block(0)  # type: ignore[union-attr,operator]
+    rows, columns = torch.autograd.grad(loss(net, batch), [block.from_old, head.from_own])
+    new = before["one"][0]
+    assert bool(rows[new:].any()) == expected and bool(columns[:, new:].any()) != expected
+
+
+@pytest.mark.parametrize("name", ["mlp-bn", "vgg11"])
+def test_no_two_new_units_are_the_same(name: str) -> None:
+    net = net_of(name, width=8).eval()
+    growth = GradMax().grow(net, [BATCH], loss, Budget(1000), seeded())
+    for space, count in growth.by_space().items():
+        (producer,) = net.producers(space)
+        block = net.layers[producer.name].block(0)  # type: ignore[union-attr,operator]
+        rows = torch.cat([block.from_old, block.from_own], 1)[-count:].flatten(1)
+        cosines = F.cosine_similarity(rows[:, None], rows[None], dim=2) - torch.eye(count)
+        assert float(cosines.max()) < 0.9

@@ -77,7 +77,7 @@ class Summary:
         events = [event for record in self.records for event in record.growth_events]
         predicted = sum(event["predicted_decrease"] for event in events)
         obtained = sum(event.get("obtained_decrease", 0.0) for event in events)
-        spent = [event["seconds"] for event in events if "seconds" in event]
+        spent = sum(record.seconds.get("grow", 0.0) for record in self.records)
         return (
             self.label,
             str(len(self.records)),
@@ -85,7 +85,7 @@ class Summary:
             count(self.mean("parameters")),
             count(self.flops()),
             f"{100 * obtained / predicted:.0f}" if predicted > 0 else "-",
-            duration(statistics.fmean(spent)) if spent else "-",
+            duration(spent / len(events)) if events else "-",
             duration(self.seconds()),
         )
 

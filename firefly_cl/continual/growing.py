@@ -124,8 +124,7 @@ class FireflyPlugin(SupervisedPlugin):
             "flops_before": flops(net),
         }
         growth = self.grow(strategy)
-        seconds = time.perf_counter() - started
-        self.seconds["grow"] += seconds
+        self.seconds["grow"] += time.perf_counter() - started
         if growth is not None:
             self.events.append(
                 {
@@ -136,7 +135,6 @@ class FireflyPlugin(SupervisedPlugin):
                     "obtained_decrease": self._obtained,
                     "parameters": floats(net),
                     "flops": flops(net),
-                    "seconds": seconds,
                 }
             )
 

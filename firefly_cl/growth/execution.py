@@ -161,7 +161,8 @@ class CandidateExecution(Execution):
             if candidates is not None:
                 rest = (candidates.ghosts - 2 * candidates.splits) * segment.repeat
                 zeros = own.new_zeros(len(own), rest, *own.shape[2:])
-                parts += [own[:, base:end], own[:, base:end], zeros]
+                halves = [own[:, base:end]] * 2 if candidates.splits else []
+                parts += [*halves, zeros]
             base = end
         return torch.cat(parts, 1)
 

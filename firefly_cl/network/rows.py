@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def drawn_rows(
         old = block.from_old.shape[1]
         shape = (count * repeat, old + block.from_own.shape[1], *block.from_own.shape[2:])
         weight = torch.randn(shape, generator=generator)
-        fan_in = max(weight[0].numel(), 1)
+        fan_in = max(math.prod(shape[1:]), 1)
         rows[node.name] = Rows((weight * (2.0 / fan_in) ** 0.5).to(block.from_own))
     return rows
 

@@ -139,7 +139,7 @@ def test_growth_is_told() -> None:
         assert isinstance(event["predicted_decrease"], float) and event["predicted_decrease"] > 0
         assert isinstance(event["validation_loss"], float)
         assert isinstance(event["obtained_decrease"], float)
-        assert 0 <= event["validation_accuracy"] <= 1 and event["seconds"] > 0
+        assert 0 <= event["validation_accuracy"] <= 1
         assert event["parameters_before"] < event["parameters"]
         assert event["flops_before"] < event["flops"]
     assert [events[i]["parameters"] for i in (1, 3, 5)] == list(before.values())

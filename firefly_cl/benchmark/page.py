@@ -27,7 +27,7 @@ _CAPTIONS = {
     "widths": "Units of each layer, coloured by the task that brought them.",
     "rounds-flops": "The same against the operations of one image.",
     "rounds": "Validation accuracy before each growth step and at the end, against the size then; "
-    "bands are a standard deviation over seeds.",
+    "bands are a standard deviation over seeds, left out where there are many lines.",
 }
 
 _NOTE = (

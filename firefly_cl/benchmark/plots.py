@@ -21,6 +21,8 @@ from firefly_cl.benchmark.report import ScenarioSummary, Summary
 INK, MUTED, GRID, PANEL = "#1b1f24", "#5b6672", "#dde2e7", "#ffffff"
 # Okabe and Ito 2008, without the yellow that white paper swallows.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c3e", "#6b7280")
+_BANDS = 6
+"""Bands of more lines than these would hide one another."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 
@@ -267,7 +269,7 @@ def _lines(
                     x.append(task if places is None else places[name][task - 1])
             middle = [statistics.fmean(at) for at in points]
             axes.plot(x, middle, color=colour, marker=marker, label=_short(name, 30), clip_on=False)
-            if len(seeds) > 1:
+            if len(seeds) > 1 and len(curves) <= _BANDS:
                 spread = [statistics.stdev(at) for at in points]
                 axes.fill_between(
                     x,

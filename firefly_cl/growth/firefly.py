@@ -37,7 +37,7 @@ from firefly_cl.network.modes import evaluation
 @CRITERIA.register("firefly")
 @dataclass(frozen=True)
 class Firefly:
-    """Firefly growth of the newest task's units (method.md sections 1 and 7).
+    """Firefly growth of the newest task's units (docs/method.md section 3).
 
     news: new candidates in each space. copies: older units tried as unlocked copies in each.
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).

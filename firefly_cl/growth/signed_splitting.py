@@ -27,7 +27,7 @@ from firefly_cl.network import FireflyNet
 @CRITERIA.register("signed-splitting")
 @dataclass(frozen=True)
 class SignedSplitting:
-    """Signed splitting steepest descent (S3D, method.md section 4).
+    """Signed splitting steepest descent (S3D, docs/method.md section 4).
 
     c: most that the sizes of one unit's shares may sum to, 1 or more; 1 is plain splitting.
     exact: by eigenvectors, for units of up to `most_inputs`; else by a search of `steps`

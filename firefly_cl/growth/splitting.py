@@ -30,7 +30,7 @@ Search = Callable[[Sequence[Curvature]], tuple[Extremes, Extremes]]
 @CRITERIA.register("splitting")
 @dataclass(frozen=True)
 class Splitting:
-    """Exact splitting steepest descent (method.md section 2).
+    """Exact splitting steepest descent (docs/method.md section 4).
 
     reach: eps, how far the two copies of a unit move along its vector of norm 1. score_batches:
     batches that splitting matrices are averaged over, all held in memory. most_inputs: of one

@@ -26,7 +26,7 @@ from firefly_cl.network import FireflyNet
 @CRITERIA.register("fast-splitting")
 @dataclass(frozen=True)
 class FastSplitting:
-    """Fast splitting steepest descent (docs/method.md section 4), for units of any number of inputs.
+    """Fast splitting steepest descent (docs/method.md section 4), for units of any size.
 
     reach, score_batches: as in `Splitting`. steps: of the search for vectors.
     """

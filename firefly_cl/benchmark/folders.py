@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from firefly_cl.benchmark.configuration import Cell, differences
-from firefly_cl.benchmark.records import FILE_NAME, Record, read_record, write_atomic
+from firefly_cl.benchmark.records import FILE_NAME, Record, read_record
 from firefly_cl.errors import FileError
 
 PROBE_NAME = "probe.safetensors"
@@ -26,9 +27,9 @@ def check_writable(folder: Path) -> None:
             f"cannot make {folder} ({error.strerror}): choose a writable folder with --out"
         ) from error
     try:
-        write_atomic(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except (FileError, OSError):
+        with tempfile.TemporaryFile(dir=folder):  # no name: runs may share the folder
+            pass
+    except OSError:
         raise FileError(f"cannot write in {folder}: choose a writable folder with --out") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,12 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
         check_writable(tmp_path / "file" / "run")
     check_writable(tmp_path / "new" / "run")
     assert list((tmp_path / "new" / "run").iterdir()) == []
+
+
+def test_many_runs_may_check_one_folder_at_once(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check_writable, [tmp_path] * 400))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_that_are_not_finite_are_divergence():

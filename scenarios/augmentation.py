@@ -27,6 +27,9 @@ class Augmentation:
     """Each image is turned by -rotation .. rotation degrees; 0 is off."""
     zoom: float = 0.0
     """Height and width are each scaled by 1 - zoom .. 1 + zoom; 0 is off."""
+    warped: float = 0.5
+    """Probability that an image is turned and zoomed, which blurs it; the others stay as sharp as
+    the images of a test."""
     cutout: int = 0
     """Side in pixels of a square hole at a random centre (DeVries and Taylor 2017); 0 is off."""
 
@@ -40,7 +43,8 @@ class Augmentation:
             raise ConfigurationError(
                 f"jitter is {self.jitter}, expected 0 to 1: give for example 0.3"
             )
-
+        if not 0 <= self.warped <= 1:
+            raise ConfigurationError(f"warped is {self.warped}: give a probability from 0 to 1")
         if not 0 <= self.rotation <= 180 or not 0 <= self.zoom < 1:
             raise ConfigurationError(
                 f"rotation is {self.rotation} and zoom is {self.zoom}: give degrees from 0 to 180 "
@@ -111,18 +115,22 @@ class Augmentation:
         return images
 
     def warp(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Turn and zoom each image about its centre, bilinearly; what comes in is zero."""
+        """Turn and zoom images drawn with probability `warped`, about the centre, bilinearly.
+
+        What comes in from outside is zero.
+        """
         n = len(images)
-        angle, tall, wide = (
-            2 * torch.rand((3, n), generator=generator, device=generator.device) - 1
-        ).to(images.device)
+        draws = torch.rand((4, n), generator=generator, device=generator.device)
+        chosen = (draws[3] < self.warped).to(images.device)
+        angle, tall, wide = (2 * draws[:3] - 1).to(images.device)
         angle = torch.deg2rad(self.rotation * angle)
         tall, wide = 1 / (1 + self.zoom * tall), 1 / (1 + self.zoom * wide)
         matrix = images.new_zeros(n, 2, 3)
         matrix[:, 0, 0], matrix[:, 0, 1] = wide * angle.cos(), -wide * angle.sin()
         matrix[:, 1, 0], matrix[:, 1, 1] = tall * angle.sin(), tall * angle.cos()
         grid = affine_grid(matrix, list(images.shape), align_corners=False)
-        return grid_sample(images, grid, align_corners=False)
+        warped = grid_sample(images, grid, align_corners=False)
+        return torch.where(chosen.view(n, 1, 1, 1), warped, images)
 
     def cut_out(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Zero a square of each image, centred on a random pixel and clipped at the border."""

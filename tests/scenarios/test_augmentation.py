@@ -124,8 +124,8 @@ def test_impossible_values_are_refused(options: dict) -> None:
 
 def test_rotation_by_ninety_degrees_turns_the_pixels() -> None:
     images = torch.rand((3, 2, 6, 6), generator=seeded(1))
-    augmentation = Augmentation(**OFF, rotation=90)
-    draws = torch.tensor([1.0, 0.5, 0.5])[:, None].expand(3, 3)
+    augmentation = Augmentation(**OFF, rotation=90, warped=1)
+    draws = torch.tensor([1.0, 0.5, 0.5, 0.0])[:, None].expand(4, 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *_, **__: draws)
         out = augmentation.warp(images, seeded())
@@ -135,10 +135,23 @@ def test_rotation_by_ninety_degrees_turns_the_pixels() -> None:
 def test_zoom_moves_what_lies_off_the_centre_outwards_or_inwards() -> None:
     images = torch.zeros(60, 1, 16, 16)
     images[:, :, 6:10, 6:10] = 1.0
-    out = Augmentation(**OFF, zoom=0.5).warp(images, seeded())
+    out = Augmentation(**OFF, zoom=0.5, warped=1).warp(images, seeded())
     area = out.sum(dim=(1, 2, 3))
-    tall, wide = 1 + 0.5 * (2 * torch.rand((3, 60), generator=seeded()) - 1)[1:]
+    tall, wide = 1 + 0.5 * (2 * torch.rand((4, 60), generator=seeded()) - 1)[1:3]
     torch.testing.assert_close(area, 16 * tall * wide, rtol=0.15, atol=0.5)
+
+
+def test_only_the_drawn_share_of_the_images_is_warped() -> None:
+    images = torch.rand((400, 1, 8, 8), generator=seeded(1))
+    out = Augmentation(**OFF, rotation=20, warped=0.25).warp(images, seeded())
+    same = (out == images).all(dim=(1, 2, 3))
+    assert 0.65 < same.float().mean() < 0.85
+    assert not torch.isclose(out[~same], images[~same]).all(dim=(1, 2, 3)).any()
+
+
+def test_an_impossible_share_of_warped_images_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="give a probability"):
+        Augmentation(warped=1.5)
 
 
 @pytest.mark.parametrize("setting", [{"rotation": -1.0}, {"rotation": 200.0}, {"zoom": 1.0}])

@@ -8,6 +8,7 @@ reaches, each task keeps its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from avalanche.training.plugins import EWCPlugin
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from firefly_cl.baselines.multihead import MultiHeadLearner
+from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
@@ -57,9 +58,14 @@ class ConsolidationPlugin(EWCPlugin):
     """
 
     def __init__(
-        self, ewc_lambda: float, pixels: Pixels, learning_rate: float | None = None
+        self,
+        ewc_lambda: float,
+        pixels: Pixels,
+        learning_rate: float | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__(ewc_lambda, mode="separate")
+        self.device = device
         self.pixels = pixels
         self.stiffest = float("inf")
         if learning_rate and ewc_lambda:
@@ -70,11 +76,11 @@ class ConsolidationPlugin(EWCPlugin):
 
     def penalty(self, model: torch.nn.Module) -> Tensor:
         """The sum over tasks, without lambda."""
-        held = dict(model.named_parameters())
         total = torch.tensor(self.offset, device=next(model.parameters()).device)
-        for name, stiffness in self.stiffness.items():
-            springs = stiffness.clamp(max=self.stiffest)
-            total = total + (springs * (held[name] - self.centre[name]).square()).sum()
+        for name, weights in model.named_parameters():
+            if name in self.stiffness:
+                springs = self.stiffness[name].clamp(max=self.stiffest)
+                total = total + (springs * (weights - self.centre[name]).square()).sum()
         return total
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
@@ -117,14 +123,37 @@ class ConsolidationPlugin(EWCPlugin):
             self.centre[name] = torch.lerp(centre, weights, share)
             self.stiffness[name] = total
 
-    def kept(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of stiffness, centres and the offset."""
-        held = (*self.stiffness.values(), *self.centre.values())
-        return sum(values.nbytes for values in held) + 4
+        return sum(values.nbytes for values in self.state().values())
+
+    def state(self) -> dict[str, Tensor]:
+        """Stiffness and centres by parameter, and the offset (float64)."""
+        return {
+            **{f"stiffness {name}": values for name, values in self.stiffness.items()},
+            **{f"centre {name}": values for name, values in self.centre.items()},
+            "offset": torch.tensor(self.offset, dtype=torch.float64),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        named = [name.partition(" ") for name in state if name != "offset"]
+        parts = {
+            kind: {
+                name: state[f"{kind} {name}"].to(self.device)
+                for word, _, name in named
+                if word == kind
+            }
+            for kind in ("stiffness", "centre")
+        }
+        if parts["stiffness"].keys() != parts["centre"].keys():
+            raise ValueError("springs without a centre")
+        self.stiffness, self.centre = parts["stiffness"], parts["centre"]
+        self.offset = float(state["offset"])
 
 
 @STRATEGIES.register("ewc")
-def ewc(setup: Setup) -> MultiHeadLearner:
+def ewc(setup: Setup) -> ResumableLearner:
     """Elastic weight consolidation; option ewc_lambda."""
     options = read_options(setup.options, EwcOptions)
     scenario = setup.scenario
@@ -132,5 +161,6 @@ def ewc(setup: Setup) -> MultiHeadLearner:
         options.ewc_lambda,
         Pixels(scenario.mean, scenario.std, scenario.flip),
         setup.recipe.learning_rate,
+        setup.device,
     )
-    return MultiHeadLearner(setup, [plugin], plugin.kept, norm=options.norm)
+    return ResumableLearner(setup, [plugin], plugin, norm=options.norm)

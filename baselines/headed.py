@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -144,20 +144,31 @@ def layer_units(net: HeadedNet) -> dict[str, int]:
     }
 
 
-def save_nets(folder: Path, kind: str, blueprint: Blueprint, nets: Sequence[HeadedNet]) -> None:
-    """Write model.json and the weights it names, each whole or not at all.
+def save_nets(
+    folder: Path,
+    kind: str,
+    blueprint: Blueprint,
+    nets: Sequence[HeadedNet],
+    memory: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write model.json and the files it names, each whole or not at all.
 
-    The weights are written first, under a name made from their content, so that an
-    interruption leaves the older pair intact. Raises FileError.
+    `memory`: what a strategy keeps beside the networks. Tensors are written first, under names
+    made from their content, so that an interruption leaves what was there intact. Raises
+    FileError.
     """
     weights = {
         f"{i}.{name}": values.detach().cpu().contiguous()
         for i, net in enumerate(nets)
         for name, values in net.state_dict().items()
     }
-    content = tensor_bytes(weights)
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"model-{digest[:12]}.safetensors"
+    contents = {"model": tensor_bytes(weights)}
+    if memory:
+        contents["memory"] = tensor_bytes(
+            {name: values.detach().cpu().contiguous() for name, values in memory.items()}
+        )
+    digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
+    names = {part: f"{part}-{digest[:12]}.safetensors" for part, digest in digests.items()}
     parts = [
         {
             "heads": {task: head.out_features for task, head in net.heads.items()},
@@ -168,17 +179,20 @@ def save_nets(folder: Path, kind: str, blueprint: Blueprint, nets: Sequence[Head
     structure = {
         "schema": SCHEMA,
         "kind": kind,
-        "weights": name,
-        "sha256": digest,
+        "weights": names["model"],
+        "sha256": digests["model"],
         "blueprint": asdict(blueprint),
         "nets": parts,
     }
+    if memory:
+        structure["memory"] = {"file": names["memory"], "sha256": digests["memory"]}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / name, content)
+        for part, content in contents.items():
+            _write(folder / names[part], content)
         _write(folder / "model.json", (json.dumps(structure, indent=1) + "\n").encode())
-        for older in folder.glob("model-*.safetensors"):
-            if older.name != name:
+        for older in (*folder.glob("model-*.safetensors"), *folder.glob("memory-*.safetensors")):
+            if older.name not in names.values():
                 older.unlink()
     except OSError as error:
         raise FileError(
@@ -205,13 +219,7 @@ def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
     """The networks of a folder, in evaluation mode; raises FileError."""
     path = folder / "model.json"
     structure = _read_structure(path)
-    try:
-        weights_file = folder / str(structure["weights"])
-        content = weights_file.read_bytes()
-    except (OSError, KeyError):
-        raise FileError(f"the weights that {path} names are missing: restore the folder") from None
-    if hashlib.sha256(content).hexdigest() != structure.get("sha256"):
-        raise FileError(f"{weights_file} is damaged (its checksum differs): restore it from a copy")
+    content = _read_whole(folder, structure.get("weights"), structure.get("sha256"))
     try:
         weights = read_tensors(content)
         told = structure["blueprint"]
@@ -232,6 +240,27 @@ def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError):
         raise FileError(f"{path} and its weights do not fit together: restore the folder") from None
     return blueprint, nets
+
+
+def load_memory(folder: Path) -> dict[str, Tensor]:
+    """What a strategy kept beside the networks of a folder; raises FileError."""
+    told = _read_structure(folder / "model.json").get("memory")
+    if told is None:
+        return {}
+    content = _read_whole(folder, told.get("file"), told.get("sha256"))
+    return dict(read_tensors(content))
+
+
+def _read_whole(folder: Path, name: object, digest: object) -> bytes:
+    """A file that model.json names; raises FileError if it is missing or not that."""
+    path = folder / str(name)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise FileError(f"{path}, which model.json names, is missing: restore the folder") from None
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise FileError(f"{path} is damaged (its checksum differs): restore it from a copy")
+    return content
 
 
 def _read_structure(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from firefly_cl.baselines.multihead import MultiHeadLearner
+from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 
@@ -26,7 +26,7 @@ class NaiveOptions:
 
 
 @STRATEGIES.register("naive")
-def naive(setup: Setup) -> MultiHeadLearner:
+def naive(setup: Setup) -> ResumableLearner:
     """Fine-tuning; option norm."""
     options = read_options(setup.options, NaiveOptions)
-    return MultiHeadLearner(setup, norm=options.norm)
+    return ResumableLearner(setup, norm=options.norm)

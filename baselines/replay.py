@@ -7,16 +7,21 @@ same size from the memory, both augmented alike. Batch norm is shared and sees o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
+from torch import Tensor
 
-from firefly_cl.baselines.multihead import MultiHeadLearner
+from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.scenarios import Images, images_of
+from firefly_cl.scenarios.stream import dataset_of
 
 BUFFERS = {"balanced": ExperienceBalancedBuffer, "reservoir": ReservoirSamplingBuffer}
 
@@ -41,23 +46,62 @@ class ReplayOptions:
 class MemoryPlugin(ReplayPlugin):
     """Avalanche's ReplayPlugin, filling its memory by the call that outlives Avalanche 0.6."""
 
+    def __init__(self, options: ReplayOptions) -> None:
+        storage = BUFFERS[options.buffer](options.mem_size)
+        super().__init__(options.mem_size, storage_policy=storage)
+
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Let images of the experience into the memory."""
         self.storage_policy.post_adapt(strategy, strategy.experience)
 
+    def groups(self) -> dict[int, ReservoirSamplingBuffer]:
+        """The buffers, by experience, or the only one."""
+        if isinstance(self.storage_policy, ReservoirSamplingBuffer):
+            return {0: self.storage_policy}
+        groups: dict[int, ReservoirSamplingBuffer] = self.storage_policy.buffer_groups
+        return groups
+
+    def nbytes(self) -> int:
+        """Bytes of the images as they are stored, their labels and tasks; the order is left out."""
+        return sum(
+            values.nbytes for name, values in self.state().items() if not name.endswith("order")
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Images, labels, tasks and the reservoir's draws of each buffer."""
+        state = {}
+        for number, group in self.groups().items():
+            if not len(group.buffer):
+                continue
+            held = images_of(group.buffer)
+            tasks = torch.full_like(held.labels, held.task) if held.tasks is None else held.tasks
+            parts = {
+                "images": held.images,
+                "labels": held.labels,
+                "tasks": tasks,
+                "order": group._buffer_weights,
+            }
+            state.update({f"{number} {name}": values for name, values in parts.items()})
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        storage = self.storage_policy
+        numbers = sorted({int(name.partition(" ")[0]) for name in state})
+        for number in numbers:
+            images, labels, tasks, order = (
+                state[f"{number} {part}"] for part in ("images", "labels", "tasks", "order")
+            )
+            group = storage
+            if isinstance(storage, ExperienceBalancedBuffer):
+                group = storage.buffer_groups[number] = ReservoirSamplingBuffer(len(labels))
+                storage._num_exps = number + 1
+            group.buffer = dataset_of(Images(images, labels, -1, tasks))
+            group._buffer_weights = order
+
 
 @STRATEGIES.register("replay")
-def replay(setup: Setup) -> MultiHeadLearner:
+def replay(setup: Setup) -> ResumableLearner:
     """Experience replay; options mem_size and buffer."""
-    options = read_options(setup.options, ReplayOptions)
-    memory = BUFFERS[options.buffer](options.mem_size)
-    plugin = MemoryPlugin(options.mem_size, storage_policy=memory)
-    channels, height, width = setup.scenario.image_shape
-    pixel_bytes = setup.scenario.tasks[0].train.images.element_size()
-    image_bytes = channels * height * width * pixel_bytes
-    label_bytes = 2 * 8  # a label and a task, int64 each
-
-    def kept() -> int:
-        return len(memory.buffer) * (image_bytes + label_bytes)
-
-    return MultiHeadLearner(setup, [plugin], kept)
+    plugin = MemoryPlugin(read_options(setup.options, ReplayOptions))
+    return ResumableLearner(setup, [plugin], plugin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from avalanche.benchmarks.scenarios.deprecated.generic_benchmark_creation import (
@@ -15,6 +16,16 @@ from firefly_cl.scenarios.images import Images, LabelledImages
 from firefly_cl.scenarios.scenario import Scenario
 
 
+def dataset_of(
+    images: Images, scaling: tuple[Sequence[float], Sequence[float]] | None = None
+) -> Any:
+    """An Avalanche dataset of `images` with their tasks; `scaling` as in `LabelledImages`."""
+    tasks = images.task if images.tasks is None else images.tasks.tolist()
+    return _make_taskaware_classification_dataset(
+        LabelledImages(images, scaling), task_labels=tasks
+    )
+
+
 def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
     """An Avalanche benchmark with the streams train, valid and test of a scenario.
 
@@ -25,9 +36,7 @@ def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
     scaling = (scenario.mean, scenario.std) if normalised else None
 
     def dataset(images: Images) -> Any:
-        return _make_taskaware_classification_dataset(
-            LabelledImages(images, scaling), task_labels=images.task
-        )
+        return dataset_of(images, scaling)
 
     valid = [dataset(task.validation) for task in scenario.tasks if len(task.validation)]
     return create_multi_dataset_generic_benchmark(

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from firefly_cl.baselines.individual import IndividualLearner
 from firefly_cl.benchmark import cell as cells
 from firefly_cl.benchmark import environment
 from firefly_cl.benchmark.cell import run_cell
@@ -27,6 +26,7 @@ from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.verify import verify
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.firefly import FireflyLearner
+from firefly_cl.continual.learner import Resumable
 from firefly_cl.errors import FileError
 from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
@@ -46,6 +46,8 @@ GROWING = Cell(
     recipe={"epochs": 3, "mixup": 0.2, "augmentation": {"crop_padding": 1, "flip": False}},
     options={"grow_at": "0.3,0.6", "patience": "-10"},
 )
+
+BASELINE = replace(GROWING, strategy="naive", budget=None, options={})
 
 
 class Killed(BaseException):
@@ -182,20 +184,35 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
     [
         replace(GROWING, backbone="resnet9", width=0.1, tasks=2, budget=None),
         replace(GROWING, validation=0.0, budget=None),  # growth holds out images of its own
-        replace(GROWING, strategy="individual", budget=None, options={}),
+        replace(BASELINE, strategy="individual"),
+        BASELINE,
+        replace(BASELINE, backbone="resnet9", width=0.1, tasks=2),
+        replace(BASELINE, strategy="ewc"),
+        replace(BASELINE, strategy="replay", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="replay", options={"mem_size": "40", "buffer": "reservoir"}),
     ],
-    ids=["resnet9", "no validation split", "individual"],
+    ids=[
+        "resnet9",
+        "no validation split",
+        "individual",
+        "naive",
+        "naive resnet9",
+        "ewc",
+        "replay",
+        "reservoir",
+    ],
 )
 def test_other_runs_go_on_to_the_same_bits(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(tmp_path / "whole", cell) == []
-    stop(monkeypatch, cells, "write_record", 3)
+    tasks = cell.tasks or 0
+    stop(monkeypatch, cells, "write_record", tasks + 1)
     with pytest.raises(Killed):
         run(tmp_path / "killed", cell)
-    assert run(tmp_path / "killed", cell) == ["continues after 1"]
+    assert run(tmp_path / "killed", cell) == [f"continues after {tasks - 1}"]
     grown = {event["task"] for event in read_record(tmp_path / "whole").growth_events}
-    assert grown == (set(range(cell.tasks or 0)) if cell.strategy == "firefly" else set())
+    assert grown == (set(range(tasks)) if cell.strategy == "firefly" else set())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -276,19 +293,45 @@ def test_a_damaged_run_starts_again(
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("strategy", ["firefly", "individual"])
+@pytest.mark.parametrize("strategy", ["firefly", "individual", "naive", "ewc", "replay"])
 def test_a_model_of_another_number_of_tasks_is_refused(strategy: str, tmp_path: Path) -> None:
     cell = replace(GROWING, strategy=strategy, options={}, budget=None, tasks=2)
     run(tmp_path, cell)
     setup = cells.setup_of(cell, digits(cell), lambda progress: None)
     learner = STRATEGIES.get(strategy)(setup)
-    assert isinstance(learner, FireflyLearner | IndividualLearner)
+    assert isinstance(learner, Resumable)
     for tasks in (1, 3):
         with pytest.raises(FileError, match=f"{tasks}$"):
             learner.resume(tmp_path / MODEL_FOLDER, tasks)
     assert learner.tasks_trained == 0
     learner.resume(tmp_path / MODEL_FOLDER, 2)
     assert learner.tasks_trained == 2
+    assert learner.bytes() == read_record(tmp_path).bytes
+
+
+@pytest.mark.parametrize("damage", [flipped, halved, Path.unlink])
+def test_a_damaged_memory_is_told(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    cell = replace(BASELINE, strategy="replay", options={"mem_size": "40"}, tasks=2)
+    run(tmp_path / "whole", cell)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop(patch, cells, "write_record", 3)
+        run(tmp_path / "run", cell)
+    (memory,) = (tmp_path / "run" / MODEL_BEFORE).glob("memory-*")
+    shutil.rmtree(tmp_path / "run" / MODEL_FOLDER)
+    (tmp_path / "run" / MODEL_BEFORE).rename(tmp_path / "run" / MODEL_FOLDER)
+    damage(memory := tmp_path / "run" / MODEL_FOLDER / memory.name)
+    (said,) = run(tmp_path / "run", cell)
+    assert f"{memory}" in said and ("missing" if damage is Path.unlink else "checksum") in said
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_memory_of_another_strategy_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, replace(BASELINE, strategy="ewc", tasks=2))
+    cell = replace(BASELINE, strategy="replay", tasks=2)
+    learner = STRATEGIES.get("replay")(cells.setup_of(cell, digits(cell), lambda progress: None))
+    assert isinstance(learner, Resumable)
+    with pytest.raises(FileError, match="of another strategy"):
+        learner.resume(tmp_path / MODEL_FOLDER, 2)
 
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:

@@ -61,9 +61,10 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
 
 
 def table(group: ScenarioSummary) -> str:
-    """One scenario's table in Markdown, without a last line break."""
+    """One scenario's table in Markdown, published figures below; without a last line break."""
     columns, rows = group.table()
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in [columns, *rows]]
+    rows = [columns, *rows, *group.published_rows()]
+    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
     rule = "|" + "|".join(["---", *["---:"] * (len(columns) - 1)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 

@@ -126,8 +126,9 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
     return "\n".join(
         [
             f"<section>\n<h2>{html.escape(group.title)}</h2>",
-            _table(columns, rows),
+            _table(columns, [*rows, *group.published_rows()]),
             f'<p class="note">{_GROWTH_NOTE if group.grows else _NOTE}</p>',
+            *_sources(group),
             *figures,
             _by_task(group),
             _configurations(group),
@@ -145,6 +146,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         lines.append(f'<tr><th scope="row">{html.escape(first)}</th>{cells}</tr>')
     lines.append("</tbody></table></div>")
     return "\n".join(lines)
+
+
+def _sources(group: ScenarioSummary) -> list[str]:
+    told = [f"{paper.method}: {paper.source}" for paper in group.published()]
+    return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
 
 
 def _by_task(group: ScenarioSummary) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, percent_over, size
 from firefly_cl.benchmark.records import Record
 
@@ -122,6 +123,19 @@ class ScenarioSummary:
         if self.grows:
             return GROWTH_COLUMNS, [summary.growth_row() for summary in self.summaries]
         return COLUMNS, [summary.row() for summary in self.summaries]
+
+    def published(self) -> Sequence[Published]:
+        """What papers report on the test images of this protocol."""
+        if "evaluate_on" in self.summaries[0].records[0].configuration:
+            return ()
+        return PUBLISHED.get((self.scenario, len(self.tasks())), ())
+
+    def published_rows(self) -> list[tuple[str, ...]]:
+        """Rows below those of `table`, with the accuracy only: sizes are not counted alike."""
+        return [
+            (paper.label, "", f"{paper.accuracy:.1f}", *[""] * (len(COLUMNS) - 3))
+            for paper in self.published()
+        ]
 
     def tasks(self) -> Sequence[str]:
         """Names of the tasks, of the first seed (a seeded class order may rename them)."""

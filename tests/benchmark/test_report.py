@@ -11,6 +11,7 @@ from benchmark_fakes import record
 from rich.console import Console
 
 from firefly_cl.benchmark.markdown import redraw
+from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.quantities import count, duration, percent, percent_over, size
 from firefly_cl.benchmark.report import print_tables, summaries
 from firefly_cl.errors import FileError
@@ -187,3 +188,20 @@ def test_markdown_without_fitting_markers_is_refused_and_kept(tmp_path: Path, te
     with pytest.raises(FileError, match=says):
         redraw(path, summaries([record()]))
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("n_tasks", "configuration", "told"),
+    [(20, {}, True), (19, {}, False), (20, {"evaluate_on": "validation"}, False)],
+)
+def test_published_figures_stand_only_below_their_own_protocol(
+    n_tasks: int, configuration: dict[str, str], told: bool, tmp_path: Path
+):
+    one = record("firefly", 0, n_tasks, "split-cifar100-superclass", **configuration)
+    groups = summaries([one])
+    redraw(tmp_path / "table.md", groups)
+    rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if "|" in line]
+    assert len({row.count("|") for row in rows}) == 1
+    assert ("| CPG, VGG16 (published) |  | 80.9 |" in "\n".join(rows)) == told
+    write_page(tmp_path / "page.html", groups)
+    assert ("arXiv 1910.06562" in (tmp_path / "page.html").read_text()) == told

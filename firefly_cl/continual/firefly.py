@@ -10,7 +10,6 @@ import json
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +19,18 @@ from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
-from firefly_cl.continual.learner import SCHEMA, Logits, Setup, read_options
+from firefly_cl.continual.learner import SCHEMA, Logits, Setup
 from firefly_cl.continual.loading import Pixels
-from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.plan import plan_of
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.errors import FileError
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
 from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
 WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `--option` takes; see Plan."""
-
-    seed: float = Plan.seed
-    early: float = Plan.early
-    shared: float = Plan.shared
-    private: float = Plan.private
-    start: str = Plan.start
-    growth: float = Plan.growth
-    cost: str = Plan.cost
-    grow_at: str = ",".join(map(str, Plan.grow_at))
-    restart: bool = Plan.restart
-    patience: float = Plan.patience
-    criterion: str = Plan.criterion
-
-    def plan(self) -> Plan:
-        """As a plan; raises ConfigurationError."""
-        try:
-            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
-        except ValueError:
-            raise ConfigurationError(
-                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
-            ) from None
-        return Plan(
-            seed=self.seed,
-            early=self.early,
-            shared=self.shared,
-            private=self.private,
-            start=self.start,
-            growth=self.growth,
-            cost=self.cost,
-            grow_at=shares,
-            restart=self.restart,
-            patience=self.patience,
-            criterion=self.criterion,
-        )
 
 
 class FireflyLearner:
@@ -108,7 +68,7 @@ class FireflyLearner:
             evaluator = EvaluationPlugin()
         return FireflyStrategy(
             model=net,
-            plan=read_options(setup.options, Options).plan(),
+            plan=plan_of(setup.options),
             training=training,
             budget=setup.budget,
             seed=setup.seed,

@@ -19,9 +19,8 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import BudgetTooSmall, ConfigurationError
-from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
-from firefly_cl.growth.criterion import Criterion, Growth
+from firefly_cl.growth.criterion import Growth, criterion_of
 from firefly_cl.network import FireflyNet, floats, flops, own_flops
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.rebuild import migrate
@@ -45,13 +44,7 @@ class FireflyPlugin(SupervisedPlugin):
         self.plan = plan or Plan()
         self.budget = budget
         self.seed = seed
-        try:
-            made: Criterion = CRITERIA.get(self.plan.criterion)(**self.plan.settings)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"criterion {self.plan.criterion!r} has no such setting ({error})"
-            ) from None
-        self.criterion = made
+        self.criterion = criterion_of(self.plan.criterion, self.plan.settings)
         self.events: list[dict[str, object]] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self._held_out: Any = None

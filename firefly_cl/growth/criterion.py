@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from firefly_cl.errors import BudgetTooSmall, DivergenceError, EditError
+from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
+from firefly_cl.settings import read_settings
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Model, Any], Tensor]
@@ -80,6 +82,15 @@ class Criterion(Protocol):
 
         validation: batches held out of it, for criteria that choose among several tries.
         """
+
+
+def criterion_of(name: str, settings: Mapping[str, object]) -> Criterion:
+    """The criterion registered as `name`; settings: its fields, as values or text.
+
+    Raises UnknownName, and ConfigurationError for settings that cannot work.
+    """
+    made: Criterion = read_settings(settings, CRITERIA.get(name), f"{name} setting")
+    return made
 
 
 def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, int]:

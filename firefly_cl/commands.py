@@ -50,7 +50,7 @@ class _Rounds:
     growth: float = 0.25
     """What a step adds, as a share of what the network has."""
     cost: str = "parameters"
-    """What growth is counted in: units, parameters or flops."""
+    """What growth is counted in: units, parameters, flops or latency."""
 
 
 @dataclass(frozen=True)

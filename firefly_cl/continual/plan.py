@@ -10,7 +10,7 @@ from torch import Tensor
 
 from firefly_cl.continual.learner import read_options
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.growth.budget import COSTS
+from firefly_cl.growth.budget import check_cost
 from firefly_cl.network import FireflyNet
 
 
@@ -26,7 +26,9 @@ class Plan:
     the units of those spaces are at first: "random", or "copies" of all those of the task before,
     which train while the originals stay frozen.
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
-    step makes up for what those before it left of their budget. grow_at: shares of a task's
+    step makes up for what those before it left of their budget. latency: file of the timings
+    that the currency latency is read from and measured into ("": they are kept in memory, and
+    with the model). grow_at: shares of a task's
     epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
     patience: stop growing in a task once the validation loss fell by less than this share of
     itself since the step before. criterion, settings: which growth criterion, and its own, as
@@ -40,6 +42,7 @@ class Plan:
     start: str = "random"
     growth: float = 0.25
     cost: str = "parameters"
+    latency: str = ""
     grow_at: tuple[float, ...] = (0.2, 0.4)
     restart: bool = False
     patience: float = 0.01
@@ -56,8 +59,7 @@ class Plan:
             raise ConfigurationError(f"shared is {self.shared}: it must be in [0, 1]")
         if self.start not in ("random", "copies"):
             raise ConfigurationError(f"start {self.start!r} is unknown: use random or copies")
-        if self.cost not in COSTS:
-            raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
+        check_cost(self.cost)
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         if any(not 0 < share < 1 for share in self.grow_at):
@@ -118,6 +120,7 @@ class Options:
     start: str = Plan.start
     growth: float = Plan.growth
     cost: str = Plan.cost
+    latency: str = Plan.latency
     grow_at: str = ",".join(map(str, Plan.grow_at))
     restart: bool = Plan.restart
     patience: float = Plan.patience
@@ -139,6 +142,7 @@ class Options:
             start=self.start,
             growth=self.growth,
             cost=self.cost,
+            latency=self.latency,
             grow_at=shares,
             restart=self.restart,
             patience=self.patience,

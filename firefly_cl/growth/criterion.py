@@ -93,7 +93,7 @@ def criterion_of(name: str, settings: Mapping[str, object]) -> Criterion:
     return made
 
 
-def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, int]:
+def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, float]:
     """Spaces in which the newest task could grow, with the cost of one unit in each.
 
     places: nodes behind which a layer could be inserted, counted among the spaces. Raises
@@ -102,13 +102,13 @@ def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> 
     if not net.tasks or net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before growing")
     spaces = [name for name in net.growable_spaces() if _written_once(net, name)]
-    costs = {name: unit_cost(net, name, budget.cost) for name in (*spaces, *places)}
+    costs = {name: unit_cost(net, name, budget.cost, budget.latency) for name in (*spaces, *places)}
     if not costs:
         raise EditError("the network has nothing to grow: every space is its input or its head")
     cheapest = min(costs.values())
     if cheapest > budget.amount:
         raise BudgetTooSmall(
-            f"a growth budget of {budget.amount} {budget.cost} buys no unit: the cheapest costs "
+            f"a growth budget of {budget.amount} {budget.unit} buys no unit: the cheapest costs "
             f"{cheapest}"
         )
     return costs

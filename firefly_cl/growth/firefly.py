@@ -169,7 +169,7 @@ class Firefly:
         candidates: Candidates,
         batches: Sequence[Any],
         loss: Loss,
-        costs: dict[str, int],
+        costs: dict[str, float],
     ) -> list[Candidate]:
         """Step 2: the mean gradient of each gate along its path, and what it promises.
 

@@ -53,13 +53,13 @@ class Uniform:
 
 
 def _evenly(
-    net: FireflyNet, costs: dict[str, int], budget: Budget, generator: torch.Generator
+    net: FireflyNet, costs: dict[str, float], budget: Budget, generator: torch.Generator
 ) -> list[Candidate]:
     """Rounds of one unit a space that is not doubled yet; the last as far as the budget goes."""
     room = room_to_double(net, list(costs))
     rounds = max(room.values())
 
-    def after(n: int) -> int:
+    def after(n: int) -> float:
         return step_cost(net, {s: min(n, most) for s, most in room.items()}, budget)
 
     whole = next((n for n in range(rounds, 0, -1) if after(n) <= budget.amount), 0)

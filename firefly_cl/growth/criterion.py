@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import BudgetTooSmall, DivergenceError, EditError
+from firefly_cl.errors import BudgetTooSmall, ConfigurationError, DivergenceError, EditError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
@@ -32,6 +32,19 @@ def finite(value: Tensor) -> Tensor:
             "or look for damaged inputs"
         )
     return value
+
+
+def require_batches(batches: Sequence[Any]) -> None:
+    """Raise ConfigurationError where there is no batch to grow by."""
+    if not batches:
+        raise ConfigurationError("growth needs at least one batch of training data")
+
+
+def require_positive(criterion: str, **settings: float) -> None:
+    """Raise ConfigurationError unless these settings of a criterion are above 0 and finite."""
+    for name, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise ConfigurationError(f"{name} of {criterion} growth must be above 0, not {value}")
 
 
 @dataclass(frozen=True)

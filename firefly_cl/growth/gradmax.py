@@ -18,7 +18,14 @@ from firefly_cl.growth.ascent import ascend, dense_vectors
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import WiderCandidates
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.linear_response import (
     RANK,
     as_vectors,
@@ -56,8 +63,7 @@ class GradMax:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if not (self.scale > 0 and self.rate > 0):
-            raise ConfigurationError("scale and rate of gradmax must be above 0")
+        require_positive("gradmax", scale=self.scale, rate=self.rate)
         if self.steps < 0 or self.starts < 0 or self.score_batches < 1:
             raise ConfigurationError(
                 "gradmax takes 0 or more steps and starts, 1 or more score_batches"
@@ -74,8 +80,7 @@ class GradMax:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         costs, batches = open_spaces(net, budget), batches[: self.score_batches]
         room = room_to_double(net, list(costs))
         with evaluation(net):

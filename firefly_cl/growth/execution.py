@@ -13,6 +13,7 @@ from firefly_cl.growth.candidates import (
     LayerCandidates,
     SpaceCandidates,
     by_unit,
+    join_places,
 )
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
@@ -305,7 +306,8 @@ class CandidateExecution(Execution):
     ) -> list[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
         """(space, splits up, splits down, copies, new units) of a ghost stream, per space.
 
-        A space that a layer reads in two places is joined in the order of the units' columns.
+        Of a space that a layer reads in two places, splits and copies stand in the order of the
+        units' columns, and new units one by one, as their outgoing weights do.
         """
         found: dict[str, list[list[Tensor]]] = {}
         base = 0
@@ -324,10 +326,12 @@ class CandidateExecution(Execution):
                 pieces.append(ghosts[:, base : base + count * segment.repeat])
                 base += count * segment.repeat
             found.setdefault(segment.space, []).append(pieces)
-        return [
-            (space, *(torch.cat(kind, 1) for kind in zip(*places, strict=True)))  # type: ignore[misc]
-            for space, places in found.items()
-        ]
+        cut = []
+        for space, places in found.items():
+            up, down, copies, news = (list(kind) for kind in zip(*places, strict=True))
+            joined = join_places(news, self.spaces[space].news)
+            cut.append((space, torch.cat(up, 1), torch.cat(down, 1), torch.cat(copies, 1), joined))
+        return cut
 
 
 def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -152,11 +152,12 @@ def test_budgets_in_latency_need_a_table_and_an_amount() -> None:
 
 @pytest.mark.parametrize("per_unit", [None, (1, 1), (2, 4)])
 def test_what_is_measured_is_positive_and_grows(per_unit: tuple[int, int] | None) -> None:
-    shape = LayerShape((3, 3), (1, 1), (1, 1), (1, 1), 64, per_unit)
+    size, factor = (64, 2.0) if per_unit is None else (1024, 1.2)
+    shape = LayerShape((3, 3), (1, 1), (1, 1), (1, 1), size, per_unit)
     timings = measure(shape, torch.float32)
     values = timings.milliseconds
     assert all(v > 0 for row in values for v in row)
-    assert timings.at(256, 256) > 2 * timings.at(8, 8)
+    assert timings.at(256, 256) > factor * timings.at(8, 8)
     for narrow, wide in itertools.pairwise(values):
         assert all(a <= b for a, b in zip(narrow, wide, strict=True))
     assert measure(LayerShape(), torch.float32).at(256, 256) > 0

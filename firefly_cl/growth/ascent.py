@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from firefly_cl.growth.candidates import SpaceCandidates, WiderCandidates
-from firefly_cl.growth.criterion import Loss
 from firefly_cl.growth.linear_response import as_vectors
 from firefly_cl.growth.surroundings import Surroundings
 from firefly_cl.network import FireflyNet
@@ -17,16 +15,14 @@ from firefly_cl.network.rows import growable_layer
 
 
 def ascend(
-    net: FireflyNet, candidates: WiderCandidates, batches: Sequence[Any], loss: Loss, steps: int
+    net: FireflyNet, candidates: WiderCandidates, surroundings: Surroundings, steps: int
 ) -> None:
     """Gradient ascent on |dL/d outgoing| of each new unit, its outgoing weights being zero.
 
     Rows of layers that mix channels move by 1/2, 1/3, ... of their norm, which they keep; each
     unit ends with the best rows on its way. Behind norms and ReLU no singular vector is the
-    answer. Units that contribute nothing leave the rest of the network as it is: one pass a
-    batch serves all steps. Raises DivergenceError.
+    answer.
     """
-    surroundings = Surroundings(net, batches, loss)
     best: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(steps + 1):
         last = step == steps

@@ -73,7 +73,7 @@ class CandidateExecution(Execution):
             hidden = through_old if hidden is None else hidden + through_old
         if hidden is None:
             return value
-        mean, var = _batch_statistics(hidden)
+        mean, var = batch_statistics(hidden)
         like = layer.incoming
         layer.statistics = Statistics(mean.to(like), var.to(like), None, None)
         norm, activation = layer.made.norm, layer.made.activation
@@ -242,7 +242,7 @@ class CandidateExecution(Execution):
             copied = candidates.original_norms[node.name]
             first = base + 2 * len(at)
             n_copies, n_news = len(copied.mean), candidates.news * segment.repeat
-            mean, var = _batch_statistics(x[:, first : first + n_copies + n_news])
+            mean, var = batch_statistics(x[:, first : first + n_copies + n_news])
             found = Statistics(mean.to(own.running_mean), var.to(own.running_var), None, None)
             candidates.statistics[node.name] = found
             news = Statistics(
@@ -334,7 +334,7 @@ class CandidateExecution(Execution):
         return cut
 
 
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of every channel."""
     dims = [0, *range(2, x.dim())]
     values = x.detach().float()

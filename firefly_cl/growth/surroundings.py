@@ -17,11 +17,11 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from firefly_cl.growth.candidates import WiderCandidates
 from firefly_cl.growth.criterion import Loss, finite
-from firefly_cl.growth.execution import CandidateExecution
+from firefly_cl.growth.execution import CandidateExecution, batch_statistics
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
-from firefly_cl.network.layers import GrowableLayer, GrowableNorm
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
 
 
 class Watching(Execution):
@@ -79,17 +79,20 @@ class Surroundings:
                 seen.outputs = {}
             self.passes += watched
 
-    def slopes(self, candidates: WiderCandidates) -> dict[str, dict[str, Tensor]]:
+    def slopes(
+        self, candidates: WiderCandidates, execution: type[NewUnits] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
         """Mean dL/d outgoing of new units that contribute nothing, by space and consumer.
 
         As functions of their rows, in shapes of the outgoing weights; gates count as 1.
         """
+        execution = execution or NewUnits
         mean = {
             space: {name: torch.zeros_like(columns) for name, columns in made.outgoing.items()}
             for space, made in candidates.items()
         }
         for seen in self.passes:
-            units = NewUnits(self.net, candidates, seen)
+            units = execution(self.net, candidates, seen)
             for (space, name), slope in units.outgoing_slopes().items():
                 mean[space][name] = mean[space][name] + slope / self.batches
         return mean
@@ -131,7 +134,15 @@ class NewUnits(CandidateExecution):
         return {}
 
     def _ghost_norm(self, node: Node, norm: GrowableNorm, x: Tensor) -> Tensor:
-        """All of them are new: by the statistics of the batch."""
+        """By the statistics of the batch, which a unit that is committed begins with."""
+        mean, var = batch_statistics(x)
+        base = 0
+        for segment in norm.writes:
+            made = self.spaces.get(segment.space)
+            if made is not None:
+                at = slice(base, base + made.news * segment.repeat)
+                made.statistics[node.name] = Statistics(mean[at].to(x), var[at].to(x), None, None)
+                base = at.stop
         return F.batch_norm(x, None, None, None, None, True, 0.0, norm.eps)
 
     def _arrive(self, node: Node, layer: GrowableLayer, value: Streams) -> None:

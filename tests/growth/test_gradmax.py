@@ -108,7 +108,7 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 ) -> None:
     net = smooth(tasks)
     assert linear_at_zero(net, space)
-    matrix = response_matrix(net, [space], [BATCH], loss)[space]
+    matrix = response_matrix(net, [space], Surroundings(net, [BATCH], loss))[space]
     made = GradMax().propose(net, space, matrix, 2, seeded())[space]
     best = copy.deepcopy(net)
     widen(best, space, 2, made.incoming, made.outgoing)
@@ -127,7 +127,7 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 
 def test_the_matrix_of_a_linear_chain_is_inputs_times_gradients() -> None:
     net = smooth()
-    found = response_matrix(net, ["dense"], [BATCH], loss)["dense"]
+    found = response_matrix(net, ["dense"], Surroundings(net, [BATCH], loss))["dense"]
     model = Tanh().double()
     torch.manual_seed(0)
     model = Tanh().double()

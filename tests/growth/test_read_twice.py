@@ -18,6 +18,7 @@ from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.firefly import _set_gates
 from firefly_cl.growth.linear_response import incoming_size, outgoing_size, response_matrix
 from firefly_cl.growth.splitting import Splitting
+from firefly_cl.growth.surroundings import Surroundings
 from firefly_cl.network import FireflyNet, extract
 from firefly_cl.network.edits import widen
 
@@ -95,7 +96,7 @@ def test_what_is_committed_is_what_was_run(tasks: int, space: str, kinds: tuple[
 
 def test_the_response_to_a_new_unit_is_that_of_one_that_is_there() -> None:
     net = twice()
-    matrix = response_matrix(net, ["mix"], [BATCH], loss)["mix"]
+    matrix = response_matrix(net, ["mix"], Surroundings(net, [BATCH], loss))["mix"]
     size, out = incoming_size(net, "mix"), outgoing_size(net, "mix")
     # `mix` has one producer, behind it tanh (slope 1 at 0), a mean and the head
     step = 1e-4

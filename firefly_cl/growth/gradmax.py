@@ -33,7 +33,7 @@ from firefly_cl.growth.linear_response import (
     new_units,
     response_matrix,
 )
-from firefly_cl.growth.surroundings import Surroundings
+from firefly_cl.growth.surroundings import MeasuredUnits, Surroundings
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
 
@@ -128,7 +128,8 @@ def gradient_norms(
 ) -> dict[str, dict[int, float]]:
     """Norm of the gradient that each new unit has on its zero side, by space and unit.
 
-    A unit that has nearly the incoming rows of a better one is not there.
+    A unit that has nearly the incoming rows of a better one is not there. The units' norm
+    statistics are kept on the way.
     """
     direct = {space: made for space, made in candidates.items() if linear_at_zero(net, space)}
     rest = {space: made for space, made in candidates.items() if space not in direct}
@@ -145,7 +146,7 @@ def gradient_norms(
         lengths = torch.cat([g.reshape(made.news, -1) for g in gradients], 1).norm(dim=1)
         norms[space] = dict(enumerate(lengths.tolist()))
     with torch.no_grad():
-        for space, slopes in surroundings.slopes(rest).items():
+        for space, slopes in surroundings.slopes(rest, MeasuredUnits).items():
             lengths = as_vectors(list(slopes.values()), rest[space].news).norm(dim=1)
             rows_of = dense_vectors(net, rest[space])
             norms[space] = {unit: float(lengths[unit]) for unit in _distinct(rows_of, lengths)}

@@ -134,15 +134,7 @@ class NewUnits(CandidateExecution):
         return {}
 
     def _ghost_norm(self, node: Node, norm: GrowableNorm, x: Tensor) -> Tensor:
-        """By the statistics of the batch, which a unit that is committed begins with."""
-        mean, var = batch_statistics(x)
-        base = 0
-        for segment in norm.writes:
-            made = self.spaces.get(segment.space)
-            if made is not None:
-                at = slice(base, base + made.news * segment.repeat)
-                made.statistics[node.name] = Statistics(mean[at].to(x), var[at].to(x), None, None)
-                base = at.stop
+        """By the statistics of the batch: all of them are new."""
         return F.batch_norm(x, None, None, None, None, True, 0.0, norm.eps)
 
     def _arrive(self, node: Node, layer: GrowableLayer, value: Streams) -> None:
@@ -151,6 +143,21 @@ class NewUnits(CandidateExecution):
             return
         for space, _, _, _, news in self._cut(layer, value["ghost"]):
             self.found[space, node.name] = weight_slope(layer, news, slope)
+
+
+class MeasuredUnits(NewUnits):
+    """New units that keep the statistics they have in the last pass, to be committed with them."""
+
+    def _ghost_norm(self, node: Node, norm: GrowableNorm, x: Tensor) -> Tensor:
+        mean, var = batch_statistics(x)
+        base = 0
+        for segment in norm.writes:
+            made = self.spaces.get(segment.space)
+            if made is not None:
+                at = slice(base, base + made.news * segment.repeat)
+                made.statistics[node.name] = Statistics(mean[at].to(x), var[at].to(x), None, None)
+                base = at.stop
+        return super()._ghost_norm(node, norm, x)
 
 
 def weight_slope(layer: GrowableLayer, x: Tensor, slope: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ report: $(VENV)/.installed
 		--html docs/results/report.html
 	$(if $(wildcard benchmarks/records/step_time.json),\
 		$(BIN)/python benchmarks/step_time.py --draw)
+	$(if $(wildcard benchmarks/records/growth_step.json),\
+		$(BIN)/python benchmarks/growth_step.py --draw)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -11,7 +11,6 @@ it trained. Steps of the two alternate, so that both see the same machine.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,17 +23,17 @@ import tyro
 from torch import Tensor, nn
 
 from firefly_cl.benchmark.environment import default_threads, hardware, use_threads, versions
-from firefly_cl.benchmark.quantities import count
+from firefly_cl.benchmark.markdown import redraw_measured
+from firefly_cl.benchmark.quantities import count, quartiles
 from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
-from firefly_cl.errors import ConfigurationError, DivergenceError, FileError, FireflyError
+from firefly_cl.errors import ConfigurationError, DivergenceError, FireflyError
 from firefly_cl.network import FireflyNet, extract, flops
 from firefly_cl.zoo import BACKBONES
 
 ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- table:step-time -->\n", "<!-- /table -->"
 PHASES = ("forward", "backward", "optimizer", "step")
 NETWORKS = ("growing", "dense")
 
@@ -170,13 +169,6 @@ def measure(settings: Settings, precision_name: str) -> dict[str, Any]:
     }
 
 
-def quartiles(values: list[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    if len(values) == 1:
-        return values * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
-
-
 def record_of(settings: Settings, threads: int) -> dict[str, Any]:
     """Measure everything."""
     net = late_task(settings)
@@ -224,20 +216,7 @@ def table(record: dict[str, Any]) -> str:
 
 def draw(record: Path, page: Path) -> None:
     """Redraw the table of `page` from the record; raises FileError."""
-    try:
-        text = table(json.loads(record.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise FileError(f"no {record}: measure first, without --draw") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FileError(f"{record} cannot be read ({error!r}): measure again") from None
-    try:
-        before, start, rest = page.read_text(encoding="utf-8").partition(START)
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read {page} ({error}): name a Markdown file in UTF-8") from None
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise FileError(f"{page} has no {START.strip()} and {END} on lines of their own: add them")
-    write_atomic(page, f"{before}{START}{text}\n{END}{after}".encode())
+    redraw_measured(record, page, "step-time", table)
 
 
 def main(

@@ -119,7 +119,13 @@ def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
 
 def _train(command: Run | Grow, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.environment import default_threads, use_threads
-    from firefly_cl.benchmark.plan import cells_of, check, check_data_dir, check_device
+    from firefly_cl.benchmark.plan import (
+        cells_of,
+        check,
+        check_criteria,
+        check_data_dir,
+        check_device,
+    )
 
     runs = _requests(command)
     for request, _ in runs:
@@ -133,6 +139,8 @@ def _train(command: Run | Grow, outcomes: list[Outcome]) -> int:
     check_writable(command.out)
     use_threads(threads)
     check_device(command.device)
+    for request, _ in runs:
+        check_criteria(request)
 
     from firefly_cl.benchmark.display import Display
     from firefly_cl.benchmark.runner import run_cells
@@ -174,6 +182,7 @@ def _requests(command: Run | Grow) -> list[tuple[Request, Path]]:
         device=command.device,
         recipe=command.recipe,
         options=command.option,
+        settings=command.setting,
     )
     if isinstance(command, Run):
         return [(common, command.out)]

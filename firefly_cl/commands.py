@@ -50,7 +50,7 @@ class _Rounds:
     growth: float = 0.25
     """What a step adds, as a share of what the network has."""
     cost: str = "parameters"
-    """What growth is counted in: units, parameters or flops."""
+    """What growth is counted in: units, parameters, flops or latency."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class _Training:
     """Another training setting as name=value, such as mixup=0.2 or augmentation.cutout=8."""
     option: Settings = ()
     """A setting of the strategies as name=value, or STRATEGY.name=value for one of them."""
+    setting: Settings = ()
+    """A setting of the growth criterion as name=value, or CRITERION.name=value for one of them."""
     validation: float = 0.1
     """Fraction of the training images held out; every decision is made on these."""
     evaluate_on: str = "test"

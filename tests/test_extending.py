@@ -100,15 +100,15 @@ def test_all_of_them_together(installed: None) -> None:
 def test_a_new_operation() -> None:
     exec(FILES["my_model.py"], {})
 
-    class Squared(nn.Module):
+    class Soft(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.square(self.first(x)))
+            return self.last(nn.functional.softsign(self.first(x)))
 
-    model, x = Squared().eval(), torch.randn(5, 4)
+    model, x = Soft().eval(), torch.randn(5, 4)
     net = FireflyNet.from_module(model, x).eval()
     assert torch.allclose(net(x), model(x), atol=1e-6)
     net.freeze()

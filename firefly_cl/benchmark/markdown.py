@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.benchmark.report import ScenarioSummary
@@ -71,3 +73,27 @@ def table(group: ScenarioSummary) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("|", "\\|")
+
+
+def redraw_measured(
+    record: Path, page: Path, name: str, table: Callable[[dict[str, Any]], str]
+) -> None:
+    """Replace the table `name` of `page` by that of a JSON record; raises FileError."""
+    try:
+        text = table(json.loads(record.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise FileError(f"no {record}: measure first, without --draw") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(f"{record} cannot be read ({error!r}): measure again") from None
+    try:
+        old = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"cannot read {page} ({error}): name a Markdown file in UTF-8") from None
+    found = next((match for match in _TABLE.finditer(old) if match["name"] == name), None)
+    if found is None:
+        raise FileError(
+            f"{page} has no <!-- table:{name} --> and <!-- /table --> on lines of their own: "
+            "add them"
+        )
+    new = f"{old[: found.start('old')]}{text}\n{old[found.end('old') :]}"
+    write_atomic(page, new.encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from firefly_cl.benchmark.configuration import (
 from firefly_cl.benchmark.presets import Preset, preset_of
 from firefly_cl.errors import ConfigurationError
 
+GROWING = "firefly"
+"""The strategy that grows by a criterion."""
+
 
 @dataclass(frozen=True)
 class Request:
     """What a user asked to run; None leaves a setting to the preset, the scenario's unless given.
 
     `recipe` holds `name=value` of recipe settings, `options` `name=value` or
-    `STRATEGY.name=value` of strategy-specific ones.
+    `STRATEGY.name=value` of strategy-specific ones, `settings` `name=value` or
+    `CRITERION.name=value` of settings of the growth criterion.
     """
 
     scenario: str
@@ -44,6 +48,7 @@ class Request:
     device: str = "cpu"
     recipe: Sequence[str] = field(default_factory=tuple)
     options: Sequence[str] = field(default_factory=tuple)
+    settings: Sequence[str] = field(default_factory=tuple)
     preset: Preset | None = None
 
 
@@ -81,7 +86,23 @@ def check(request: Request) -> None:
     if request.evaluate_on == "validation" and not request.validation:
         raise ConfigurationError("--evaluate-on validation needs a --validation above 0")
     parse_settings(request.recipe, "--recipe")
-    _options(request, "")
+    scoped(request.options, "--option", "", request.strategies)
+    if parse_pairs(request.settings, "--setting") and GROWING not in request.strategies:
+        raise ConfigurationError(
+            f"--setting is for growth criteria, and none of {', '.join(request.strategies)} has "
+            f"one: run {GROWING} too"
+        )
+
+
+def check_criteria(request: Request) -> None:
+    """Raise ConfigurationError for settings that a growth criterion does not have; loads torch."""
+    from firefly_cl.continual.plan import plan_of
+    from firefly_cl.growth.criterion import criterion_of
+
+    for cell in cells_of(request):
+        if cell.strategy == GROWING:
+            plan = plan_of(cell.options)
+            criterion_of(plan.criterion, plan.settings)
 
 
 def cells_of(request: Request) -> list[Cell]:
@@ -114,23 +135,35 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
         evaluate_on=request.evaluate_on,
         device=request.device,
         recipe=recipe_as_json(recipe),
-        options={**preset.options, **_options(request, strategy)},
+        options=_options(request, preset, strategy),
     )
 
 
-def _options(request: Request, strategy: str) -> Mapping[str, str]:
-    """Options for every strategy, and over them those for this one (STRATEGY.name)."""
+def _options(request: Request, preset: Preset, strategy: str) -> dict[str, str]:
+    from firefly_cl.continual.plan import SETTINGS, Plan
+
+    asked = scoped(request.options, "--option", strategy, request.strategies)
+    options = {**preset.options, **asked}
+    if strategy == GROWING:
+        criterion = options.get("criterion", Plan.criterion)
+        settings = scoped(request.settings, "--setting", criterion, (criterion,))
+        options |= {f"{SETTINGS}{name}": value for name, value in settings.items()}
+    return options
+
+
+def scoped(pairs: Sequence[str], option: str, owner: str, owners: Sequence[str]) -> dict[str, str]:
+    """Values for all of the owners, and over them those for this one (OWNER.name=value)."""
     common, own = {}, {}
-    for name, value in parse_pairs(request.options, "--option").items():
-        owner, dot, rest = name.partition(".")
+    for name, value in parse_pairs(pairs, option).items():
+        before, dot, rest = name.partition(".")
         if not dot:
             common[name] = value
-        elif owner not in request.strategies:
+        elif before not in owners:
             raise ConfigurationError(
-                f"--option {name} is for {owner!r}, which is not run: "
-                f"write one of {', '.join(request.strategies)} before the dot"
+                f"{option} {name} is for {before!r}, which is not run: "
+                f"write one of {', '.join(owners)} before the dot"
             )
-        elif owner == strategy:
+        elif before == owner:
             own[rest] = value
     return {**common, **own}
 

@@ -227,10 +227,13 @@ def _label(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]
         for name in dict.fromkeys(name for rival in theirs for name in rival)
         if name != "seed" and len({json.dumps(rival.get(name)) for rival in theirs}) > 1
     ]
-    if names == ["options.criterion"]:
-        return str(mine.get(names[0]))
+    if "options.criterion" in names:
+        names.remove("options.criterion")
+        strategy = str(mine.get("options.criterion", strategy))
+    # settings of a criterion that is not this one's say nothing
+    names = [n for n in names if n in mine or not n.startswith("options.settings.")]
     settings = [f"{name.rpartition('.')[2]}={mine.get(name)}" for name in names]
-    return f"{strategy} ({', '.join(settings)})"
+    return f"{strategy} ({', '.join(settings)})" if settings else strategy
 
 
 def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from firefly_cl.benchmark.plan import Request
+from firefly_cl.benchmark.plan import Request, scoped
 from firefly_cl.benchmark.presets import GROWTH, Preset
 from firefly_cl.errors import ConfigurationError
 
@@ -59,6 +59,10 @@ def growth_requests(
                 restart="true",
                 patience="-10",
             ),
+            settings=[
+                f"{name}={value}"
+                for name, value in scoped(common.settings, "--setting", criterion, criteria).items()
+            ],
         )
         for criterion in criteria
     ]

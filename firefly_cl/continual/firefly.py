@@ -10,7 +10,6 @@ import json
 import time
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,57 +19,20 @@ from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
-from firefly_cl.continual.learner import SCHEMA, Logits, Setup, read_options
+from firefly_cl.continual.learner import SCHEMA, Logits, Setup
 from firefly_cl.continual.loading import Pixels
-from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.plan import plan_of
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.errors import FileError
+from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
 from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
 WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `--option` takes; see Plan."""
-
-    seed: float = Plan.seed
-    early: float = Plan.early
-    shared: float = Plan.shared
-    private: float = Plan.private
-    start: str = Plan.start
-    growth: float = Plan.growth
-    cost: str = Plan.cost
-    grow_at: str = ",".join(map(str, Plan.grow_at))
-    restart: bool = Plan.restart
-    patience: float = Plan.patience
-    criterion: str = Plan.criterion
-
-    def plan(self) -> Plan:
-        """As a plan; raises ConfigurationError."""
-        try:
-            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
-        except ValueError:
-            raise ConfigurationError(
-                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
-            ) from None
-        return Plan(
-            seed=self.seed,
-            early=self.early,
-            shared=self.shared,
-            private=self.private,
-            start=self.start,
-            growth=self.growth,
-            cost=self.cost,
-            grow_at=shares,
-            restart=self.restart,
-            patience=self.patience,
-            criterion=self.criterion,
-        )
+TIMINGS = "latency.json"
 
 
 class FireflyLearner:
@@ -108,7 +70,7 @@ class FireflyLearner:
             evaluator = EvaluationPlugin()
         return FireflyStrategy(
             model=net,
-            plan=read_options(setup.options, Options).plan(),
+            plan=plan_of(setup.options),
             training=training,
             budget=setup.budget,
             seed=setup.seed,
@@ -167,7 +129,10 @@ class FireflyLearner:
         return self.net.widths()
 
     def save(self, folder: Path) -> None:
-        """Write the network and model.json; raises FileError."""
+        """Write the network, the timings that growth is charged by, and model.json.
+
+        Raises FileError.
+        """
         scenario = self.setup.scenario
         extra = {
             "mean": list(scenario.mean),
@@ -181,22 +146,34 @@ class FireflyLearner:
             "weights": WEIGHTS,
             "sha256": _digest(folder / WEIGHTS),
         }
+        latency = self.strategy.firefly.latency
+        if latency is not None:
+            write_atomically(folder / TIMINGS, latency.to_json())
+            told["timings_sha256"] = latency.digest()
         write_atomically(folder / "model.json", (json.dumps(told, indent=1) + "\n").encode())
 
     def resume(self, folder: Path, tasks: int) -> None:
         """Take up what `save` wrote after `tasks` tasks; raises FileError."""
         path = folder / "model.json"
+        latency = self.strategy.firefly.latency
+        if latency is not None:  # other timings than those of the run would grow otherwise
+            latency = LatencyTable(None, LatencyTable.load(folder / TIMINGS).timings)
         try:
-            whole = json.loads(path.read_bytes())["sha256"] == _digest(folder / WEIGHTS)
+            told = json.loads(path.read_bytes())
+            whole = told["sha256"] == _digest(folder / WEIGHTS)
+            timed = latency is None or told["timings_sha256"] == latency.digest()
         except (OSError, ValueError, KeyError, TypeError):
             raise FileError(f"{path} or the weights that it names are missing or damaged") from None
         if not whole:
             raise FileError(f"{folder / WEIGHTS} is damaged (its checksum differs)")
+        if not timed:
+            raise FileError(f"{folder / TIMINGS} is damaged (its checksum differs)")
         net, _ = load_net(folder / WEIGHTS)
         if len(net.tasks) != tasks:
             raise FileError(f"{folder / WEIGHTS} holds {len(net.tasks)} tasks, not {tasks}")
         self.net, self.strategy = net.train(), self._strategy(net)
         self.strategy.model.tasks = {task: task for task in range(tasks)}
+        self.strategy.firefly.latency = latency
         self.tasks_trained = tasks
 
 

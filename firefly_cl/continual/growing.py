@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import BudgetTooSmall, ConfigurationError
-from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget
-from firefly_cl.growth.criterion import Criterion, Growth
-from firefly_cl.network import FireflyNet, floats, flops, own_flops
+from firefly_cl.growth.budget import LATENCY, Budget, own_cost
+from firefly_cl.growth.criterion import Growth, criterion_of
+from firefly_cl.growth.latency import LatencyTable
+from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.rebuild import migrate
 
@@ -35,6 +36,7 @@ class FireflyPlugin(SupervisedPlugin):
     Whether growth goes on is decided on validation images: those of the benchmark's validation
     stream or, where there is none, a share held out of the experience's own training images.
 
+    `latency` holds the timings that growth was charged by, where it is counted in latency.
     `events` tells what every growth step did; `seconds` adds up per phase. `budget` is the
     number of floats that the network may hold (none: no limit); what is left of it is shared
     equally by the tasks that the stream has left.
@@ -45,13 +47,11 @@ class FireflyPlugin(SupervisedPlugin):
         self.plan = plan or Plan()
         self.budget = budget
         self.seed = seed
-        try:
-            made: Criterion = CRITERIA.get(self.plan.criterion)(**self.plan.settings)
-        except TypeError as error:
-            raise ConfigurationError(
-                f"criterion {self.plan.criterion!r} has no such setting ({error})"
-            ) from None
-        self.criterion = made
+        self.criterion = criterion_of(self.plan.criterion, self.plan.settings)
+        self.latency: LatencyTable | None = None
+        if self.plan.cost == LATENCY:
+            file = self.plan.latency
+            self.latency = LatencyTable.load(Path(file)) if file else LatencyTable()
         self.events: list[dict[str, object]] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self._held_out: Any = None
@@ -60,7 +60,8 @@ class FireflyPlugin(SupervisedPlugin):
         self._epoch = 0
         self._due: set[int] = set()
         self._rounds: list[int] = []
-        self._at_first = self._steps = 0
+        self._at_first: float = 0
+        self._steps = 0
         self._last_loss: float | None = None
         self._obtained = 0.0
 
@@ -91,7 +92,7 @@ class FireflyPlugin(SupervisedPlugin):
             epoch for share in self.plan.grow_at if 0 < (epoch := round(share * epochs)) < epochs
         }
         self._rounds = [0, *sorted(self._due), epochs]
-        self._at_first, self._steps = _own(net, self.plan.cost), 0
+        self._at_first, self._steps = self._own(net), 0
         self._validation = list(self._loader(strategy)) if self._held_out is not None else []
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
@@ -135,6 +136,7 @@ class FireflyPlugin(SupervisedPlugin):
                     "obtained_decrease": self._obtained,
                     "parameters": floats(net),
                     "flops": flops(net),
+                    **self._timed(net),
                 }
             )
 
@@ -142,6 +144,12 @@ class FireflyPlugin(SupervisedPlugin):
         """Freeze the task."""
         _model(strategy).net.freeze()
         self._validation, self._held_out = [], None
+
+    def _timed(self, net: FireflyNet) -> dict[str, object]:
+        """Milliseconds of the task's own rows, and by which table."""
+        if self.latency is None:
+            return {}
+        return {"milliseconds": self._own(net), "latency_table": self.latency.digest()}
 
     def _share(self, strategy: Any) -> int | None:
         """Floats that the network may hold after this task, so that each later one has as many."""
@@ -159,10 +167,13 @@ class FireflyPlugin(SupervisedPlugin):
         """One growth step of the newest task, on training images; None where no room is left."""
         net = _model(strategy).net
         wanted = self._at_first * (1 + self.plan.growth) ** (self._steps + 1)
-        amount = int(wanted) - _own(net, self.plan.cost)
+        if self.plan.cost != LATENCY:
+            wanted = int(wanted)
+        amount = wanted - self._own(net)
         self._steps += 1
         room = None if self._limit is None else self._limit - floats(net)
-        if amount < 1 or (room is not None and room < 1):
+        least = 0 if self.plan.cost == LATENCY else 1
+        if amount <= 0 or amount < least or (room is not None and room < 1):
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
         training = _training(strategy)
@@ -187,7 +198,7 @@ class FireflyPlugin(SupervisedPlugin):
                 net,
                 batches,
                 loss,
-                Budget(amount, self.plan.cost, room),
+                Budget(amount, self.plan.cost, room, self.latency),
                 self._generator(strategy),
                 autocast,
                 self._validation,
@@ -221,18 +232,18 @@ class FireflyPlugin(SupervisedPlugin):
             return training.plain_batches(self._held_out, strategy.device)
         return torch.utils.data.DataLoader(self._held_out, batch_size=EVALUATION_BATCH)
 
+    def _own(self, net: FireflyNet) -> float:
+        """What the newest task has by now, in the currency of growth budgets."""
+        cost = self.plan.cost
+        if cost == "units":
+            return sum(space.width(net.current) for space in net.spaces.values())
+        if cost == "parameters":
+            return sum(parameter.numel() for parameter in net.trainable())
+        return own_cost(net, cost, self.latency)
+
     def _generator(self, strategy: Any) -> torch.Generator:
         task = _model(strategy).net.current
         return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
-
-
-def _own(net: FireflyNet, cost: str) -> int:
-    """What the newest task has by now, in a currency of growth budgets."""
-    if cost == "units":
-        return sum(space.width(net.current) for space in net.spaces.values())
-    if cost == "flops":
-        return own_flops(net)
-    return sum(parameter.numel() for parameter in net.trainable())
 
 
 def _training(strategy: Any) -> TrainingPlugin | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 from collections.abc import Callable, Mapping
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from firefly_cl.continual.recipe import Recipe
-from firefly_cl.errors import ConfigurationError, FileError
-from firefly_cl.registry import suggestion
+from firefly_cl.errors import FileError
+from firefly_cl.settings import read_settings
 
 if TYPE_CHECKING:
     from firefly_cl.scenarios import Scenario
@@ -118,9 +117,6 @@ class Resumable(Protocol):
         """
 
 
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
 @dataclass(frozen=True)
 class NoOptions:
     """For strategies that have no options of their own."""
@@ -128,19 +124,7 @@ class NoOptions:
 
 def read_options(given: Mapping[str, str], kind: type[Options]) -> Options:
     """The dataclass `kind` with its fields read from text; raises ConfigurationError."""
-    fields = {known.name: known for known in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, text in given.items():
-        key = name.replace("-", "_")
-        if key not in fields:
-            raise ConfigurationError(f"unknown strategy option {name!r}: {suggestion(key, fields)}")
-        convert: Any = type(fields[key].default)
-        try:
-            values[key] = _TRUTH[text.lower()] if convert is bool else convert(text)
-        except (ValueError, KeyError):
-            wanted = {int: "a whole number", bool: "true or false"}.get(convert, "a number")
-            raise ConfigurationError(f"option {name} is {text!r}; it must be {wanted}") from None
-    return kind(**values)
+    return read_settings(given, kind, "strategy option")
 
 
 def load_logits(folder: Path) -> Logits:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from firefly_cl.continual.learner import read_options
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.growth.budget import COSTS
+from firefly_cl.growth.budget import check_cost
 from firefly_cl.network import FireflyNet
 
 
@@ -25,11 +26,13 @@ class Plan:
     the units of those spaces are at first: "random", or "copies" of all those of the task before,
     which train while the originals stay frozen.
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
-    step makes up for what those before it left of their budget. grow_at: shares of a task's
+    step makes up for what those before it left of their budget. latency: file of the timings
+    that the currency latency is read from and measured into ("": they are kept in memory, and
+    with the model). grow_at: shares of a task's
     epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
     patience: stop growing in a task once the validation loss fell by less than this share of
-    itself since the step before. criterion, settings: which growth criterion, and its own.
-    validation: held out of an experience that comes without a validation stream.
+    itself since the step before. criterion, settings: which growth criterion, and its own, as
+    values or text. validation: held out of an experience that comes without a validation stream.
     """
 
     seed: float = 0.25
@@ -39,11 +42,12 @@ class Plan:
     start: str = "random"
     growth: float = 0.25
     cost: str = "parameters"
+    latency: str = ""
     grow_at: tuple[float, ...] = (0.2, 0.4)
     restart: bool = False
     patience: float = 0.01
     criterion: str = "firefly"
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float | str] = field(default_factory=dict)
     validation: float = 0.1
 
     def __post_init__(self) -> None:
@@ -55,8 +59,7 @@ class Plan:
             raise ConfigurationError(f"shared is {self.shared}: it must be in [0, 1]")
         if self.start not in ("random", "copies"):
             raise ConfigurationError(f"start {self.start!r} is unknown: use random or copies")
-        if self.cost not in COSTS:
-            raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
+        check_cost(self.cost)
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         if any(not 0 < share < 1 for share in self.grow_at):
@@ -100,3 +103,59 @@ class Plan:
     def _shared_spaces(self, net: FireflyNet) -> list[str]:
         growable = net.growable_spaces()
         return growable[: round(self.shared * len(growable))]
+
+
+SETTINGS = "settings."
+"""Begins the names of options that are settings of the growth criterion."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `--option` takes besides settings of the criterion; see Plan."""
+
+    seed: float = Plan.seed
+    early: float = Plan.early
+    shared: float = Plan.shared
+    private: float = Plan.private
+    start: str = Plan.start
+    growth: float = Plan.growth
+    cost: str = Plan.cost
+    latency: str = Plan.latency
+    grow_at: str = ",".join(map(str, Plan.grow_at))
+    restart: bool = Plan.restart
+    patience: float = Plan.patience
+    criterion: str = Plan.criterion
+
+    def plan(self, settings: Mapping[str, str]) -> Plan:
+        """As a plan, with settings of the criterion; raises ConfigurationError."""
+        try:
+            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
+        except ValueError:
+            raise ConfigurationError(
+                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
+            ) from None
+        return Plan(
+            seed=self.seed,
+            early=self.early,
+            shared=self.shared,
+            private=self.private,
+            start=self.start,
+            growth=self.growth,
+            cost=self.cost,
+            latency=self.latency,
+            grow_at=shares,
+            restart=self.restart,
+            patience=self.patience,
+            criterion=self.criterion,
+            settings=settings,
+        )
+
+
+def plan_of(options: Mapping[str, str]) -> Plan:
+    """The plan that options make; those named settings.NAME go to the growth criterion.
+
+    Raises ConfigurationError.
+    """
+    settings = {k.removeprefix(SETTINGS): v for k, v in options.items() if k.startswith(SETTINGS)}
+    rest = {k: v for k, v in options.items() if not k.startswith(SETTINGS)}
+    return read_options(rest, Options).plan(settings)

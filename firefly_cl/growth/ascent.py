@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from firefly_cl.growth.candidates import SpaceCandidates, WiderCandidates
-from firefly_cl.growth.criterion import Loss, finite
-from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.linear_response import as_vectors
+from firefly_cl.growth.surroundings import Surroundings
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rows import growable_layer
 
 
 def ascend(
-    net: FireflyNet, candidates: WiderCandidates, batches: Sequence[Any], loss: Loss, steps: int
+    net: FireflyNet, candidates: WiderCandidates, surroundings: Surroundings, steps: int
 ) -> None:
     """Gradient ascent on |dL/d outgoing| of each new unit, its outgoing weights being zero.
 
     Rows of layers that mix channels move by 1/2, 1/3, ... of their norm, which they keep; each
     unit ends with the best rows on its way. Behind norms and ReLU no singular vector is the
-    answer. Raises DivergenceError.
+    answer.
     """
     best: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(steps + 1):
-        for space, (norms, slopes) in _slopes(net, candidates, batches, loss).items():
+        last = step == steps
+        for space, (norms, slopes) in _slopes(net, candidates, surroundings, last).items():
             made = candidates[space]
             now = dense_vectors(net, made)
             had, rows = best.get(space, (norms - 1, now))
@@ -36,6 +35,8 @@ def ascend(
                 torch.where(better, norms, had),
                 torch.where(better[:, None], now, rows),
             )
+            if slopes is None:
+                continue
             length = now.norm(dim=1, keepdim=True)
             up = slopes / slopes.norm(dim=1, keepdim=True).clamp(min=1e-30)
             moved = now + length * up / (step + 2)
@@ -45,34 +46,31 @@ def ascend(
 
 
 def _slopes(
-    net: FireflyNet, candidates: WiderCandidates, batches: Sequence[Any], loss: Loss
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Gradient norm of each unit's outgoing weights (n,), and its slope by the rows (n, ...)."""
+    net: FireflyNet, candidates: WiderCandidates, surroundings: Surroundings, last: bool
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Gradient norm of each unit's outgoing weights (n,), and its slope by the rows (n, ...).
+
+    last: the slope is not needed.
+    """
     rows = {space: list(_rows(net, made).values()) for space, made in candidates.items()}
-    columns = {space: list(made.outgoing.values()) for space, made in candidates.items()}
     every_row = [tensor for tensors in rows.values() for tensor in tensors]
-    every_column = [tensor for tensors in columns.values() for tensor in tensors]
-
-    def model(x: Tensor) -> Tensor:
-        return CandidateExecution(net, candidates).run(x)
-
-    for tensor in every_row + every_column:
-        tensor.requires_grad_(True)
+    for tensor in every_row:
+        tensor.requires_grad_(not last)
     try:
-        total = torch.stack([finite(loss(model, batch)) for batch in batches]).mean()
-        gradients = iter(torch.autograd.grad(total, every_column, create_graph=True))
         norms = {
-            space: as_vectors([next(gradients) for _ in tensors], candidates[space].news)
+            space: as_vectors(list(found.values()), candidates[space].news)
             .square()
             .sum(1)
             .clamp(min=1e-30)
             .sqrt()
-            for space, tensors in columns.items()
+            for space, found in surroundings.slopes(candidates).items()
         }
+        if last:
+            return {space: (norm, None) for space, norm in norms.items()}
         sums = torch.cat(list(norms.values())).sum()
         slopes = iter(torch.autograd.grad(sums, every_row, materialize_grads=True))
     finally:
-        for tensor in every_row + every_column:
+        for tensor in every_row:
             tensor.requires_grad_(False)
     return {
         space: (norms[space].detach(), _vectors([next(slopes) for _ in tensors], made.news))

@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.deeper import deeper_layer
+from firefly_cl.network.graph import Node
 from firefly_cl.network.space import Layout
 
 COSTS = ("units", "parameters", "flops")
+"""What is counted."""
+
+LATENCY = "latency"
+"""What is measured, in milliseconds of one image."""
+
+_LEAST = 1e-6
+"""Milliseconds that a unit takes at least, where timings do not tell it from none."""
+
+
+def check_cost(cost: str) -> None:
+    """Raise ConfigurationError for a currency that is not known."""
+    if cost not in (*COSTS, LATENCY):
+        known = ", ".join((*COSTS, LATENCY))
+        raise ConfigurationError(f"cost {cost!r} is unknown: use {known}")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one growth step may add, counted in units, parameters (floats stored) or FLOPs.
+    """How much one growth step may add: units, parameters (floats stored), FLOPs or latency.
 
     floats: how many numbers it may add besides, whatever it is counted in (None: no limit).
+    latency: timings of layers, where the amount is in milliseconds.
     """
 
-    amount: int
+    amount: float
     cost: str = "units"
     floats: int | None = None
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for a cost that is not known or an amount below 1."""
-        if self.cost not in COSTS:
-            raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
-        if self.amount < 1:
-            raise ConfigurationError(
-                f"a growth budget of {self.amount} buys nothing: give 1 or more"
-            )
+        """Raise ConfigurationError for a cost that is not known or an amount that buys nothing."""
+        check_cost(self.cost)
+        if self.cost == LATENCY and self.latency is None:
+            raise ConfigurationError("a growth budget in latency needs a LatencyTable: give one")
+        if not 0 < self.amount < math.inf or (self.cost != LATENCY and self.amount < 1):
+            least = "more than 0 milliseconds" if self.cost == LATENCY else "1 or more"
+            raise ConfigurationError(f"a growth budget of {self.amount} buys nothing: give {least}")
+
+    @property
+    def unit(self) -> str:
+        """What the amount is a number of."""
+        return "milliseconds" if self.cost == LATENCY else self.cost
 
 
 @dataclass(frozen=True)
@@ -50,67 +73,91 @@ class Candidate:
     space: str
     unit: int
     gain: float
-    cost: int
+    cost: float
     sign: float = 1.0
     units: int = 1
 
 
-def unit_cost(net: FireflyNet, space: str, cost: str) -> int:
-    """What one more own unit in `space` adds for the newest task, in a currency of COSTS.
+def unit_cost(net: FireflyNet, space: str, cost: str, latency: LatencyTable | None = None) -> float:
+    """What one more own unit in `space` adds for the newest task, in a currency.
 
-    `space` may be a node, for the hidden unit of a layer inserted behind it. FLOPs are those of
-    one image.
+    `space` may be a node, for the hidden unit of a layer inserted behind it. FLOPs and latency
+    are those of one image.
     """
-    return growth_cost(net, {space: 1}, cost)
+    return growth_cost(net, {space: 1}, cost, latency)
 
 
-def growth_cost(net: FireflyNet, more: Mapping[str, int], cost: str) -> int:
-    """What `more` own units by space add for the newest task, in a currency of COSTS.
+def growth_cost(
+    net: FireflyNet, more: Mapping[str, int], cost: str, latency: LatencyTable | None = None
+) -> float:
+    """What `more` own units by space add for the newest task, in a currency.
 
     Beyond the sum over units it counts the weights between new units of neighbouring spaces.
     Keys that are nodes stand for layers inserted behind them, with so many hidden units.
     """
     if cost == "units":
         return sum(more.values())
-    task = net.tasks[-1]
-    own = {name: space.width(net.current) for name, space in net.spaces.items()}
-    read = {name: len(task.reads[name]) + own[name] for name in net.spaces}
-    more = dict(more)
-    nodes = [(node, net.node(node.inputs[0]).layout) for node in net.nodes if node.inputs]
-    for place in [name for name in more if name not in net.spaces]:
-        made = deeper_layer(net, place)
-        more[made.space] = more.pop(place)
-        layouts = (made.after.layout, *(node.layout for node in made.nodes))
-        nodes += zip(made.nodes, layouts, strict=False)
-    total = 0
-    for node, reads in nodes:
-        writes = _channels(node.layout, more)
-        if node.kind == "norm" and cost == "parameters":
-            total += writes * (4 if node.attributes["affine"] else 2)
-        if node.kind not in ("conv", "linear", "head"):
-            continue
-        rows = task.classes if node.kind == "head" else _channels(node.layout, own)
-        if node.attributes["per_unit"]:
-            weights = writes * reads[0].repeat
+    added = own_cost(net, cost, latency, more) - own_cost(net, cost, latency)
+    return max(added, _LEAST * sum(more.values())) if cost == LATENCY else added
+
+
+def own_cost(
+    net: FireflyNet,
+    cost: str,
+    latency: LatencyTable | None = None,
+    more: Mapping[str, int] | None = None,
+) -> float:
+    """What the newest task's own rows take, with `more` own units by space, in a currency.
+
+    Latency is that of convolutions and linear layers: norms and activations take little beside
+    them, or nothing where they are fused.
+    """
+    total: float = 0
+    for node, reads, rows, columns in _own_layers(net, more or {}):
+        attributes = node.attributes
+        if node.kind == "norm":
+            total += rows * (4 if attributes["affine"] else 2) if cost == "parameters" else 0
+        elif latency is not None and cost == LATENCY:
+            total += latency.milliseconds(net, node, reads, rows, columns)
         else:
-            columns = _channels(reads, read)
-            weights = (rows + writes) * (columns + _channels(reads, more)) - rows * columns
-        positions = 2 * node.size if cost == "flops" else 1
-        total += weights * positions * math.prod(node.attributes.get("kernel", ()))
-        if cost == "parameters" and node.attributes["bias"]:
-            total += writes
+            positions = 2 * node.size if cost == "flops" else 1
+            total += rows * columns * positions * math.prod(attributes.get("kernel", ()))
+            if cost == "parameters" and attributes["bias"]:
+                total += rows
     return total
 
 
+def _own_layers(net: FireflyNet, more: Mapping[str, int]) -> Iterator[tuple[Node, Node, int, int]]:
+    """Layers and norms, what they read, own rows and columns of these, with `more` own units."""
+    task, more = net.tasks[-1], dict(more)
+    nodes = [(node, net.node(node.inputs[0])) for node in net.nodes if node.inputs]
+    for place in [name for name in more if name not in net.spaces]:
+        made = deeper_layer(net, place)
+        more[made.space] = more.pop(place)
+        nodes += zip(made.nodes, (made.after, *made.nodes), strict=False)
+    own = {name: space.width(net.current) for name, space in net.spaces.items()}
+    own = {name: own.get(name, 0) + more.get(name, 0) for name in (*own, *more)}
+    read = {name: units + len(task.reads.get(name, ())) for name, units in own.items()}
+    for node, reads in nodes:
+        if node.kind not in ("norm", "conv", "linear", "head"):
+            continue
+        rows = task.classes if node.kind == "head" else _channels(node.layout, own)
+        if node.kind != "norm" and node.attributes["per_unit"]:
+            columns = reads.layout[0].repeat
+        else:
+            columns = _channels(reads.layout, read)
+        yield node, reads, rows, columns
+
+
 def _channels(layout: Layout, units: Mapping[str, int]) -> int:
-    return sum(s.repeat * units.get(s.space, 0) for s in layout)
+    return sum(s.repeat * units[s.space] for s in layout)
 
 
 def select(
     candidates: Sequence[Candidate],
     budget: Budget,
     most: Mapping[str, int],
-    together: Callable[[Mapping[str, int]], int] | None = None,
+    together: Callable[[Mapping[str, int]], float] | None = None,
 ) -> list[Candidate]:
     """The candidates to keep: greatest gain for their cost first, while the budget lasts.
 
@@ -126,14 +173,14 @@ def take(
     candidates: Iterable[Candidate],
     budget: Budget,
     most: Mapping[str, int],
-    together: Callable[[Mapping[str, int]], int] | None = None,
+    together: Callable[[Mapping[str, int]], float] | None = None,
 ) -> list[Candidate]:
     """The candidates to keep in the order given, each that the budget still pays for.
 
     For criteria that draw instead of predicting a gain; most and together as in `select`.
     """
     counts: dict[str, int] = {}
-    spent = 0
+    spent: float = 0
     kept = []
     for candidate in candidates:
         space = candidate.space
@@ -152,11 +199,11 @@ def take(
     return kept
 
 
-def step_cost(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> int:
-    """Cost of `more` units by space; beyond the budget where they need too many floats."""
+def step_cost(net: FireflyNet, more: Mapping[str, int], budget: Budget) -> float:
+    """Cost of `more` units by space; infinite where they need too many floats."""
     if budget.floats is not None and growth_cost(net, more, "parameters") > budget.floats:
-        return budget.amount + 1
-    return growth_cost(net, more, budget.cost)
+        return math.inf
+    return growth_cost(net, more, budget.cost, budget.latency)
 
 
 def _worth(candidate: Candidate) -> float:

@@ -39,7 +39,8 @@ class SpaceCandidates:
 
     copies: numbers of older units to unlock. directions: per producer, (rows of splits then of
     copies, columns, ...), each unit's d. incoming: per producer, rows of new units. outgoing: per
-    consumer, (rows, columns of new units, ...). split_gates (splits,), copy_gates (copies,),
+    consumer, (rows, columns of new units, ...), unit by unit, also where a layer reads the space
+    in several places. split_gates (splits,), copy_gates (copies,),
     new_gates (news,): the eps of each candidate. originals, original_norms: what copies start
     from, per producer and norm. statistics: per norm, those of the last batch on copies, then on
     new units.
@@ -248,6 +249,26 @@ def unit_lengths(values: Sequence[Tensor], dim: int, units: int) -> Tensor:
     """Norm of every unit's rows (dim 0) or columns (dim 1) over all layers, (units,)."""
     squares = [v.movedim(dim, 0).reshape(units, -1).square().sum(1) for v in values]
     return torch.stack(squares).sum(0).sqrt()
+
+
+def join_places(places: Sequence[Tensor], units: int) -> Tensor:
+    """Channels of some units, dimension 1, from each place of a layout: unit by unit instead."""
+    if len(places) == 1:
+        return places[0]
+    parts = [p.reshape(len(p), units, -1, *p.shape[2:]) for p in places if p.shape[1]]
+    return torch.cat(parts, 2).flatten(1, 2) if parts else places[0]
+
+
+def part_places(columns: Tensor, repeats: Sequence[int], units: int) -> Tensor:
+    """Columns unit by unit, dimension 1, in the order of a layout: place by place instead.
+
+    repeats: of each place. The inverse of `join_places`.
+    """
+    if len(repeats) == 1:
+        return columns
+    by_unit = columns.reshape(len(columns), units, -1, *columns.shape[2:])
+    parts = torch.split(by_unit, list(repeats), 2)
+    return torch.cat([part.flatten(1, 2) for part in parts], 1)
 
 
 def by_unit(factors: Tensor, value: Tensor, dim: int) -> Tensor:

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from firefly_cl.growth.budget import Candidate
-from firefly_cl.growth.candidates import Candidates, LayerCandidates, SpaceCandidates
+from firefly_cl.growth.candidates import (
+    Candidates,
+    LayerCandidates,
+    SpaceCandidates,
+    part_places,
+)
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.edits import insert, split, unlock, widen
 from firefly_cl.network.layers import GrowableLayer, Statistics
 from firefly_cl.network.rebuild import Edit
+from firefly_cl.network.rows import growable_layer
 from firefly_cl.network.space import channel_count
 
 
@@ -103,7 +109,12 @@ def _commit_kind(
             units,
             _rows(candidates.incoming, units, candidates.news),
             {
-                name: _scaled(_picked(value, 1, units, candidates.news), 1, signs * reach)
+                name: _in_places(
+                    net,
+                    name,
+                    space,
+                    _scaled(_picked(value, 1, units, candidates.news), 1, signs * reach),
+                )
                 for name, value in candidates.outgoing.items()
             },
         )
@@ -140,6 +151,12 @@ def _picked(value: Tensor, dim: int, units: Tensor, total: int) -> Tensor:
     repeat = value.shape[dim] // total
     at = (units[:, None] * repeat + torch.arange(repeat)).flatten()
     return value.detach().index_select(dim, at.to(value.device))
+
+
+def _in_places(net: FireflyNet, name: str, space: str, columns: Tensor) -> Tensor:
+    """Columns of new units as the layer reads them."""
+    repeats = [s.repeat for s in growable_layer(net, name).reads if s.space == space]
+    return part_places(columns, repeats, columns.shape[1] // sum(repeats))
 
 
 def _scaled(value: Tensor, dim: int, by: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import BudgetTooSmall, DivergenceError, EditError
+from firefly_cl.errors import BudgetTooSmall, ConfigurationError, DivergenceError, EditError
+from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
+from firefly_cl.settings import read_settings
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Model, Any], Tensor]
@@ -30,6 +32,19 @@ def finite(value: Tensor) -> Tensor:
             "or look for damaged inputs"
         )
     return value
+
+
+def require_batches(batches: Sequence[Any]) -> None:
+    """Raise ConfigurationError where there is no batch to grow by."""
+    if not batches:
+        raise ConfigurationError("growth needs at least one batch of training data")
+
+
+def require_positive(criterion: str, **settings: float) -> None:
+    """Raise ConfigurationError unless these settings of a criterion are above 0 and finite."""
+    for name, value in settings.items():
+        if not 0 < value < float("inf"):
+            raise ConfigurationError(f"{name} of {criterion} growth must be above 0, not {value}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,16 @@ class Criterion(Protocol):
         """
 
 
-def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, int]:
+def criterion_of(name: str, settings: Mapping[str, object]) -> Criterion:
+    """The criterion registered as `name`; settings: its fields, as values or text.
+
+    Raises UnknownName, and ConfigurationError for settings that cannot work.
+    """
+    made: Criterion = read_settings(settings, CRITERIA.get(name), f"{name} setting")
+    return made
+
+
+def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> dict[str, float]:
     """Spaces in which the newest task could grow, with the cost of one unit in each.
 
     places: nodes behind which a layer could be inserted, counted among the spaces. Raises
@@ -91,13 +115,13 @@ def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> 
     if not net.tasks or net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before growing")
     spaces = [name for name in net.growable_spaces() if _written_once(net, name)]
-    costs = {name: unit_cost(net, name, budget.cost) for name in (*spaces, *places)}
+    costs = {name: unit_cost(net, name, budget.cost, budget.latency) for name in (*spaces, *places)}
     if not costs:
         raise EditError("the network has nothing to grow: every space is its input or its head")
     cheapest = min(costs.values())
     if cheapest > budget.amount:
         raise BudgetTooSmall(
-            f"a growth budget of {budget.amount} {budget.cost} buys no unit: the cheapest costs "
+            f"a growth budget of {budget.amount} {budget.unit} buys no unit: the cheapest costs "
             f"{cheapest}"
         )
     return costs

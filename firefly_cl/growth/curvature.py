@@ -12,6 +12,7 @@ has one block for each unit, its splitting matrix; one pass multiplies all of th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ BETA = 3.0
 KINKS: dict[str, Callable[[Mapping[str, Any]], list[tuple[float, float]]]] = {
     "relu": lambda _: [(0.0, 1.0)],
     "relu6": lambda _: [(0.0, 1.0), (6.0, -1.0)],
+    "abs": lambda _: [(0.0, 2.0)],
     "leaky_relu": lambda a: [(0.0, 1.0 - a.get("negative_slope", 0.01))],
     "hardtanh": lambda a: [(a.get("min_val", -1.0), 1.0), (a.get("max_val", 1.0), -1.0)],
     "hardsigmoid": lambda _: [(-3.0, 1 / 6), (3.0, -1 / 6)],
@@ -155,7 +157,7 @@ class Curvature:
         return {name: (full[2 * i], full[2 * i + 1]) for i, name in enumerate(pairs)}
 
 
-class _Reading(Execution):
+class _Reading(Execution, ABC):
     """The newest task's pass in evaluation mode, with a look at what its layers read of it."""
 
     def __init__(self, net: FireflyNet, task: int) -> None:
@@ -176,9 +178,9 @@ class _Reading(Execution):
         """The streams, the task's own passed through `look`."""
         return {**value, "new": self.look(value["new"])} if "new" in value else value
 
+    @abstractmethod
     def look(self, read: Tensor) -> Tensor:
         """What a reader gets for the own channels that it reads."""
-        raise NotImplementedError
 
 
 class _Influence(_Reading):

@@ -13,6 +13,7 @@ from firefly_cl.growth.candidates import (
     LayerCandidates,
     SpaceCandidates,
     by_unit,
+    join_places,
 )
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
@@ -72,7 +73,7 @@ class CandidateExecution(Execution):
             hidden = through_old if hidden is None else hidden + through_old
         if hidden is None:
             return value
-        mean, var = _batch_statistics(hidden)
+        mean, var = batch_statistics(hidden)
         like = layer.incoming
         layer.statistics = Statistics(mean.to(like), var.to(like), None, None)
         norm, activation = layer.made.norm, layer.made.activation
@@ -241,7 +242,7 @@ class CandidateExecution(Execution):
             copied = candidates.original_norms[node.name]
             first = base + 2 * len(at)
             n_copies, n_news = len(copied.mean), candidates.news * segment.repeat
-            mean, var = _batch_statistics(x[:, first : first + n_copies + n_news])
+            mean, var = batch_statistics(x[:, first : first + n_copies + n_news])
             found = Statistics(mean.to(own.running_mean), var.to(own.running_var), None, None)
             candidates.statistics[node.name] = found
             news = Statistics(
@@ -305,7 +306,8 @@ class CandidateExecution(Execution):
     ) -> list[tuple[str, Tensor, Tensor, Tensor, Tensor]]:
         """(space, splits up, splits down, copies, new units) of a ghost stream, per space.
 
-        A space that a layer reads in two places is joined in the order of the units' columns.
+        Of a space that a layer reads in two places, splits and copies stand in the order of the
+        units' columns, and new units one by one, as their outgoing weights do.
         """
         found: dict[str, list[list[Tensor]]] = {}
         base = 0
@@ -324,13 +326,15 @@ class CandidateExecution(Execution):
                 pieces.append(ghosts[:, base : base + count * segment.repeat])
                 base += count * segment.repeat
             found.setdefault(segment.space, []).append(pieces)
-        return [
-            (space, *(torch.cat(kind, 1) for kind in zip(*places, strict=True)))  # type: ignore[misc]
-            for space, places in found.items()
-        ]
+        cut = []
+        for space, places in found.items():
+            up, down, copies, news = (list(kind) for kind in zip(*places, strict=True))
+            joined = join_places(news, self.spaces[space].news)
+            cut.append((space, torch.cat(up, 1), torch.cat(down, 1), torch.cat(copies, 1), joined))
+        return cut
 
 
-def _batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased variance of every channel."""
     dims = [0, *range(2, x.dim())]
     values = x.detach().float()

@@ -27,7 +27,15 @@ from firefly_cl.growth.candidates import (
     unit_lengths,
 )
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, finite, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    finite,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.deeper import deeper_places
@@ -65,8 +73,7 @@ class Firefly:
             raise ConfigurationError(
                 "news, copies, depths, steps and halvings of firefly growth must be 0 or more"
             )
-        if not (self.reach > 0 and self.step_size > 0):
-            raise ConfigurationError("reach and step_size of firefly growth must be above 0")
+        require_positive("firefly", reach=self.reach, step_size=self.step_size)
         if self.path_points < 1 or self.score_batches < 1:
             raise ConfigurationError("path_points and score_batches must be 1 or more")
 
@@ -81,8 +88,7 @@ class Firefly:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         places = deeper_places(net) if self.depths else []
         costs = open_spaces(net, budget, places)
         spaces = [name for name in costs if name not in places]
@@ -169,7 +175,7 @@ class Firefly:
         candidates: Candidates,
         batches: Sequence[Any],
         loss: Loss,
-        costs: dict[str, int],
+        costs: dict[str, float],
     ) -> list[Candidate]:
         """Step 2: the mean gradient of each gate along its path, and what it promises.
 

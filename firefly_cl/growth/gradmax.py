@@ -18,15 +18,22 @@ from firefly_cl.growth.ascent import ascend, dense_vectors
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import WiderCandidates
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.linear_response import (
     RANK,
     as_vectors,
     linear_at_zero,
-    mean_gradients,
     new_units,
     response_matrix,
 )
+from firefly_cl.growth.surroundings import MeasuredUnits, Surroundings
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
 
@@ -56,8 +63,7 @@ class GradMax:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if not (self.scale > 0 and self.rate > 0):
-            raise ConfigurationError("scale and rate of gradmax must be above 0")
+        require_positive("gradmax", scale=self.scale, rate=self.rate)
         if self.steps < 0 or self.starts < 0 or self.score_batches < 1:
             raise ConfigurationError(
                 "gradmax takes 0 or more steps and starts, 1 or more score_batches"
@@ -74,21 +80,21 @@ class GradMax:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         costs, batches = open_spaces(net, budget), batches[: self.score_batches]
         room = room_to_double(net, list(costs))
         with evaluation(net):
-            matrices = response_matrix(net, list(costs), batches, loss)
+            surroundings = Surroundings(net, batches, loss)
+            matrices = response_matrix(net, list(costs), surroundings)
             candidates: WiderCandidates = {}
             for space, matrix in matrices.items():
                 candidates |= self.propose(net, space, matrix, room[space], generator)
             inverse = {s: made for s, made in candidates.items() if not linear_at_zero(net, s)}
             if inverse:
-                ascend(net, inverse, batches, loss, self.steps)
+                ascend(net, inverse, surroundings, self.steps)
             scored = [
                 Candidate("new", space, unit, self.rate * norm**2, costs[space])
-                for space, norms in gradient_norms(net, candidates, batches, loss).items()
+                for space, norms in gradient_norms(net, candidates, surroundings).items()
                 for unit, norm in norms.items()
             ]
             kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
@@ -114,35 +120,37 @@ class GradMax:
         more = torch.randn(max(self.starts - 2 * k, 0), len(left), generator=generator).to(left)
         rows = torch.cat([left[:, :k].T, -left[:, :k].T, F.normalize(more)])
         nothing = left.new_zeros(len(rows), right.shape[1])
-        made = new_units(net, space, math.sqrt(2.0) * rows, nothing)
-        made[space].new_gates.fill_(1.0)
-        return made
+        return new_units(net, space, math.sqrt(2.0) * rows, nothing)
 
 
 def gradient_norms(
-    net: FireflyNet, candidates: WiderCandidates, batches: Sequence[Any], loss: Loss
+    net: FireflyNet, candidates: WiderCandidates, surroundings: Surroundings
 ) -> dict[str, dict[int, float]]:
     """Norm of the gradient that each new unit has on its zero side, by space and unit.
 
-    A unit that has nearly the incoming rows of a better one is not there.
+    A unit that has nearly the incoming rows of a better one is not there. The units' norm
+    statistics are kept on the way.
     """
-    sides = {}
-    for space, made in candidates.items():
-        made.new_gates.fill_(1.0)
-        sides[space] = made.incoming if linear_at_zero(net, space) else made.outgoing
-    tensors = [tensor for side in sides.values() for tensor in side.values()]
-    found = iter(mean_gradients(net, candidates, tensors, batches, loss))
+    direct = {space: made for space, made in candidates.items() if linear_at_zero(net, space)}
+    rest = {space: made for space, made in candidates.items() if space not in direct}
     norms = {}
-    for space, side in sides.items():
-        gradients, n = [next(found) for _ in side], candidates[space].news
-        if side is candidates[space].incoming:
-            lengths = torch.cat([g.reshape(n, -1) for g in gradients], 1).norm(dim=1)
-            norms[space] = dict(enumerate(lengths.tolist()))
-            continue
-        lengths = as_vectors(gradients, n).norm(dim=1)
-        rows = dense_vectors(net, candidates[space])
-        norms[space] = {unit: float(lengths[unit]) for unit in _distinct(rows, lengths)}
-    return norms
+    for space, made in direct.items():
+        rows = [value.requires_grad_(True) for value in made.incoming.values()]
+        try:
+            slopes = surroundings.slopes({space: made})[space]
+            along = torch.stack([(slopes[k] * v).sum() for k, v in made.outgoing.items()]).sum()
+            gradients = torch.autograd.grad(along, rows, materialize_grads=True)
+        finally:
+            for value in rows:
+                value.requires_grad_(False)
+        lengths = torch.cat([g.reshape(made.news, -1) for g in gradients], 1).norm(dim=1)
+        norms[space] = dict(enumerate(lengths.tolist()))
+    with torch.no_grad():
+        for space, slopes in surroundings.slopes(rest, MeasuredUnits).items():
+            lengths = as_vectors(list(slopes.values()), rest[space].news).norm(dim=1)
+            rows_of = dense_vectors(net, rest[space])
+            norms[space] = {unit: float(lengths[unit]) for unit in _distinct(rows_of, lengths)}
+    return {space: norms[space] for space in candidates}
 
 
 def _distinct(rows: Tensor, worth: Tensor) -> list[int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from firefly_cl.growth.candidates import WiderCandidates, propose
 from firefly_cl.growth.criterion import Loss, finite
 from firefly_cl.growth.execution import CandidateExecution
+from firefly_cl.growth.surroundings import NewUnits, Surroundings
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Streams
 from firefly_cl.network.graph import Node, apply_map
@@ -77,7 +78,6 @@ def mean_gradients(
     tensors: Sequence[Tensor],
     batches: Sequence[Any],
     loss: Loss,
-    execution: type[CandidateExecution] = CandidateExecution,
 ) -> list[Tensor]:
     """Mean gradient over batches of the loss with respect to some tensors of the candidates.
 
@@ -86,7 +86,7 @@ def mean_gradients(
     means = [torch.zeros_like(t) for t in tensors]
 
     def model(x: Tensor) -> Tensor:
-        return execution(net, candidates).run(x)
+        return CandidateExecution(net, candidates).run(x)
 
     for tensor in tensors:
         tensor.requires_grad_(True)
@@ -171,8 +171,13 @@ def outgoing_size(net: FireflyNet, space: str) -> int:
     return total
 
 
+class LinearUnits(LinearResponse, NewUnits):
+    """New units alone, their response linear in their incoming rows."""
+
+
+@torch.no_grad()
 def response_matrix(
-    net: FireflyNet, spaces: Sequence[str], batches: Sequence[Any], loss: Loss, chunk: int = 64
+    net: FireflyNet, spaces: Sequence[str], surroundings: Surroundings, chunk: int = 256
 ) -> dict[str, Tensor]:
     """M = dL/d(incoming, outgoing) of one new unit of each space, (incoming, outgoing) float64.
 
@@ -191,13 +196,9 @@ def response_matrix(
             units = torch.eye(size)[first : first + chunk]
             nothing = torch.zeros(len(units), outgoing_size(net, space))
             candidates |= new_units(net, space, units, nothing)
-        for made in candidates.values():
-            made.new_gates.fill_(1.0)
-        tensors = [t for made in candidates.values() for t in made.outgoing.values()]
-        found = iter(mean_gradients(net, candidates, tensors, batches, loss, LinearResponse))
-        for space, made in candidates.items():
-            parts = [next(found) for _ in made.outgoing]
-            rows[space].append(as_vectors(parts, made.news).double())
+        for space, slopes in surroundings.slopes(candidates, LinearUnits).items():
+            vectors = as_vectors(list(slopes.values()), candidates[space].news)
+            rows[space].append(vectors.double())
     return {space: torch.cat(parts) for space, parts in rows.items()}
 
 

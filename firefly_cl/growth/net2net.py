@@ -58,7 +58,7 @@ class Net2Net:
         return Growth(edits, kept)
 
     def draw(
-        self, net: FireflyNet, costs: dict[str, int], budget: Budget, generator: torch.Generator
+        self, net: FireflyNet, costs: dict[str, float], budget: Budget, generator: torch.Generator
     ) -> list[Candidate]:
         """Units to copy, as far as the budget goes; raises EditError where there is none."""
         room = room_to_double(net, list(costs))

@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 
-from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, step_cost, take
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.drawn import grow_drawn
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
@@ -31,8 +37,7 @@ class Random:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a reach that cannot work."""
-        if not self.reach > 0:
-            raise ConfigurationError("reach of random growth must be above 0")
+        require_positive("random", reach=self.reach)
 
     def grow(
         self,
@@ -45,8 +50,7 @@ class Random:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         costs = open_spaces(net, budget)
         room = room_to_double(net, list(costs))
         pool = [

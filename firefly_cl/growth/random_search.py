@@ -14,7 +14,13 @@ import torch
 from firefly_cl.errors import ConfigurationError, DivergenceError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget
-from firefly_cl.growth.criterion import Autocast, Growth, Loss
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.random import Random
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
@@ -40,8 +46,7 @@ class RandomSearch:
         """Raise ConfigurationError for values that cannot work."""
         if self.tries < 1 or self.steps < 0:
             raise ConfigurationError("random-search needs 1 or more tries, of 0 or more steps")
-        if not (self.reach > 0 and self.learning_rate > 0):
-            raise ConfigurationError("reach and learning_rate of random-search must be above 0")
+        require_positive("random-search", reach=self.reach, learning_rate=self.learning_rate)
 
     def grow(
         self,
@@ -58,8 +63,7 @@ class RandomSearch:
         Without validation batches the last quarter of `batches` is held out of the training of
         tries instead; ConfigurationError if that leaves none.
         """
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         if not validation:
             held = math.ceil(len(batches) / 4)
             batches, validation = batches[:-held], batches[-held:]

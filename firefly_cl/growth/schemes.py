@@ -72,7 +72,7 @@ def offers(
     schemes: Sequence[Scheme],
     lowest: Extremes,
     highest: Extremes,
-    costs: Mapping[str, int],
+    costs: Mapping[str, float],
     reach: float,
 ) -> list[Candidate]:
     """Every scheme for every unit, with its gain and the cost of the copies that it makes."""
@@ -97,7 +97,7 @@ def select_schemes(
     offered: Sequence[Candidate],
     budget: Budget,
     most: Mapping[str, int],
-    together: Callable[[Mapping[str, int]], int],
+    together: Callable[[Mapping[str, int]], float],
 ) -> list[Candidate]:
     """The scheme to keep for each unit, if any: greatest further gain for further cost first.
 
@@ -115,7 +115,7 @@ def select_schemes(
 
     def offer(key: tuple[str, int], now: Candidate | None) -> None:
         nonlocal number
-        gain, cost = (now.gain, now.cost) if now else (0.0, 0)
+        gain, cost = (now.gain, now.cost) if now else (0.0, 0.0)
         for more in rivals[key]:
             if more.cost > cost and more.gain > gain:
                 number += 1

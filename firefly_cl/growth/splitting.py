@@ -16,7 +16,14 @@ import torch
 from firefly_cl.errors import ConfigurationError, EditError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, room_to_double, step_cost
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.curvature import Curvature
 from firefly_cl.growth.eigenvectors import Extremes, exact_extremes
 from firefly_cl.growth.schemes import SPLIT, Scheme, commit_schemes, offers, select_schemes
@@ -66,8 +73,7 @@ class Splitting:
 
 def check_settings(reach: float, score_batches: int, most_inputs: int = 1) -> None:
     """Raise ConfigurationError for values that cannot work."""
-    if not 0 < reach < float("inf"):
-        raise ConfigurationError(f"reach of a split must be above 0, not {reach}")
+    require_positive("splitting", reach=reach)
     if score_batches < 1 or most_inputs < 1:
         raise ConfigurationError("score_batches and most_inputs of a split must be 1 or more")
 
@@ -82,8 +88,7 @@ def grow_by_schemes(
     reach: float,
 ) -> Growth:
     """One growth step by splitting schemes; raises EditError, DivergenceError."""
-    if not batches:
-        raise ConfigurationError("growth needs at least one batch of training data")
+    require_batches(batches)
     costs = open_spaces(net, budget)
     spaces = [name for name in costs if net.spaces[name].width(net.current)]
     if not spaces:

@@ -16,7 +16,15 @@ from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import WiderCandidates
 from firefly_cl.growth.commit import commit
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, finite, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    finite,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.linear_response import (
     RANK,
     LinearResponse,
@@ -53,10 +61,9 @@ class Tiny:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if not (self.reach > 0 and 0 < self.cutoff < 1) or self.score_batches < 1:
-            raise ConfigurationError(
-                "reach of tiny must be above 0, cutoff in (0, 1), score_batches 1 or more"
-            )
+        require_positive("tiny", reach=self.reach)
+        if not 0 < self.cutoff < 1 or self.score_batches < 1:
+            raise ConfigurationError("cutoff of tiny must be in (0, 1), score_batches 1 or more")
 
     def grow(
         self,
@@ -73,8 +80,7 @@ class Tiny:
         Spaces with several producers or consumers, or with a layer that works unit by unit, are
         passed over; EditError where there are no others.
         """
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         costs, batches = open_spaces(net, budget), batches[: self.score_batches]
         refused = {space: why for space in costs if (why := unsupported(net, space))}
         spaces = [space for space in costs if space not in refused]

@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 
-from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, step_cost, take
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
+from firefly_cl.growth.criterion import (
+    Autocast,
+    Growth,
+    Loss,
+    open_spaces,
+    require_batches,
+    require_positive,
+)
 from firefly_cl.growth.drawn import grow_drawn
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
@@ -30,8 +36,7 @@ class Uniform:
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for a reach that cannot work."""
-        if not self.reach > 0:
-            raise ConfigurationError("reach of uniform growth must be above 0")
+        require_positive("uniform", reach=self.reach)
 
     def grow(
         self,
@@ -44,8 +49,7 @@ class Uniform:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then."""
-        if not batches:
-            raise ConfigurationError("growth needs at least one batch of training data")
+        require_batches(batches)
         costs = open_spaces(net, budget)
         chosen = _evenly(net, costs, budget, generator)
         with evaluation(net):
@@ -53,13 +57,13 @@ class Uniform:
 
 
 def _evenly(
-    net: FireflyNet, costs: dict[str, int], budget: Budget, generator: torch.Generator
+    net: FireflyNet, costs: dict[str, float], budget: Budget, generator: torch.Generator
 ) -> list[Candidate]:
     """Rounds of one unit a space that is not doubled yet; the last as far as the budget goes."""
     room = room_to_double(net, list(costs))
     rounds = max(room.values())
 
-    def after(n: int) -> int:
+    def after(n: int) -> float:
         return step_cost(net, {s: min(n, most) for s, most in room.items()}, budget)
 
     whole = next((n for n in range(rounds, 0, -1) if after(n) <= budget.amount), 0)

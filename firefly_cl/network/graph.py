@@ -81,6 +81,13 @@ MAPS: dict[str, Map] = {
     "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "exp": torch.exp,
+    "square": torch.square,
+    "pow": torch.pow,
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "mul": torch.mul,
+    "add": torch.add,
     "max_pool2d": F.max_pool2d,
     "avg_pool2d": F.avg_pool2d,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
@@ -90,7 +97,10 @@ MAPS: dict[str, Map] = {
     "dropout": F.dropout,
     "dropout2d": F.dropout2d,
 }
-"""Operations that treat every channel alike and by itself, by name."""
+"""Operations that treat every channel alike and by itself, by name.
+
+They need not be 0 at 0: a unit that is not there has no channel, so nothing of it is read.
+"""
 
 POOLINGS = frozenset(name for name in MAPS if "pool" in name or "drop" in name) | {"mean", "amax"}
 """Maps that are no activations: they choose among or average what they get."""

@@ -164,6 +164,15 @@ for _function, _operation, _names in (
     (torch.tanh, "tanh", ()),
     (F.tanh, "tanh", ()),
     ("tanh", "tanh", ()),
+    (torch.exp, "exp", ()),
+    ("exp", "exp", ()),
+    (torch.square, "square", ()),
+    ("square", "square", ()),
+    (torch.neg, "neg", ()),
+    (operator.neg, "neg", ()),
+    ("neg", "neg", ()),
+    (torch.abs, "abs", ()),
+    ("abs", "abs", ()),
     (F.max_pool2d, "max_pool2d", (*_POOL, "dilation", "ceil_mode")),
     (F.avg_pool2d, "avg_pool2d", (*_POOL, "ceil_mode", "count_include_pad")),
     (F.adaptive_avg_pool2d, "adaptive_avg_pool2d", ("output_size",)),
@@ -172,6 +181,45 @@ for _function, _operation, _names in (
     (F.dropout2d, "dropout2d", ("p",)),
 ):
     register_rule(_function, map_call(_operation, *_names))
+
+
+# --- arithmetic with numbers ------------------------------------------------------------------
+
+
+def _with_number(tracing: Tracing, node: fx.Node, what: str) -> tuple[fx.Node, float, bool]:
+    """The tensor and the number of an operation on both, and whether the tensor comes first."""
+    terms = list(node.args)
+    numbers = [t for t in terms if isinstance(t, (int, float)) and not isinstance(t, bool)]
+    tensors = [t for t in terms if isinstance(t, fx.Node)]
+    if node.kwargs or len(terms) != 2 or len(numbers) != 1 or len(tensors) != 1:
+        raise tracing.fail(node, f"only {what} of a tensor and a number is known")
+    return tensors[0], numbers[0], terms[0] is tensors[0]
+
+
+def _multiply(tracing: Tracing, node: fx.Node) -> None:
+    x, number, _ = _with_number(tracing, node, "a product")
+    tracing.add_map(node, x, "mul", other=number)
+
+
+def _divide(tracing: Tracing, node: fx.Node) -> None:
+    x, number, first = _with_number(tracing, node, "a quotient")
+    if not first or not number:
+        raise tracing.fail(node, "a tensor can be divided by a number other than 0 only")
+    tracing.add_map(node, x, "mul", other=1 / number)
+
+
+def _subtract(tracing: Tracing, node: fx.Node) -> None:
+    x, number, first = _with_number(tracing, node, "a difference")
+    if not first:
+        raise tracing.fail(node, "only a difference tensor - number is known; write -x + number")
+    tracing.add_map(node, x, "add", other=-number)
+
+
+def _power(tracing: Tracing, node: fx.Node) -> None:
+    x, number, first = _with_number(tracing, node, "a power")
+    if not first:
+        raise tracing.fail(node, "only a power tensor ** number is known; use exp")
+    tracing.add_map(node, x, "pow", exponent=number)
 
 
 # --- structure ----------------------------------------------------------------------------
@@ -210,7 +258,10 @@ def _reshape(tracing: Tracing, node: fx.Node, *_: Any) -> None:
 
 def _add(tracing: Tracing, node: fx.Node) -> None:
     terms = list(node.args)
-    if node.kwargs or not all(isinstance(t, fx.Node) for t in terms):
+    if not all(isinstance(t, fx.Node) for t in terms):
+        x, number, _ = _with_number(tracing, node, "a sum of two tensors, or")
+        return tracing.add_map(node, x, "add", other=number)
+    if node.kwargs:
         raise tracing.fail(node, "only a sum of two tensors is known")
     if len({shape_of(t) for t in terms}) != 1:  # type: ignore[arg-type]
         raise tracing.fail(node, "a sum that broadcasts is not known; make the shapes equal")
@@ -249,6 +300,18 @@ for _target_, _rule in (
     (torch.add, _add),
     ("add", _add),
     ("add_", _add),
+    (operator.mul, _multiply),
+    (torch.mul, _multiply),
+    ("mul", _multiply),
+    (operator.truediv, _divide),
+    (torch.div, _divide),
+    ("div", _divide),
+    (operator.sub, _subtract),
+    (torch.sub, _subtract),
+    ("sub", _subtract),
+    (operator.pow, _power),
+    (torch.pow, _power),
+    ("pow", _power),
     (torch.cat, _cat),
     (torch.concat, _cat),
 ):

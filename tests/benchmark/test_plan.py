@@ -12,6 +12,7 @@ from firefly_cl.benchmark.plan import (
     Request,
     cells_of,
     check,
+    check_criteria,
     check_data_dir,
     check_device,
     parse_names,
@@ -19,7 +20,10 @@ from firefly_cl.benchmark.plan import (
 )
 from firefly_cl.benchmark.presets import PRESETS, Preset, preset_of
 from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.plan import plan_of
 from firefly_cl.errors import ConfigurationError, UnknownName
+from firefly_cl.growth.criterion import criterion_of
+from firefly_cl.growth.gradmax import GradMax
 from firefly_cl.scenarios import SCENARIOS
 from firefly_cl.zoo import BACKBONES
 
@@ -168,3 +172,52 @@ def test_paths_and_devices_are_checked(tmp_path: Path):
         check_device("warp")
     with pytest.raises(UnknownName):
         check(replace(REQUEST, backbone=""))
+
+
+def test_settings_of_a_criterion_are_options_of_what_grows():
+    asked = replace(
+        REQUEST,
+        strategies=("firefly", "naive"),
+        options=("firefly.criterion=gradmax",),
+        settings=("steps=3", "rate=0.5", "gradmax.rate=0.25"),
+    )
+    check(asked)
+    check_criteria(asked)
+    firefly, naive = cells_of(asked)[:2]
+    preset = preset_of("split-digits", "firefly").options
+    assert firefly.options == {
+        **preset,
+        "criterion": "gradmax",
+        "settings.steps": "3",
+        "settings.rate": "0.25",
+    }
+    assert naive.options == {}
+    plan = plan_of(firefly.options)
+    assert (plan.criterion, plan.settings) == ("gradmax", {"steps": "3", "rate": "0.25"})
+    assert criterion_of(plan.criterion, plan.settings) == GradMax(steps=3, rate=0.25)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("raech=0.1", "unknown firefly setting 'raech': did you mean 'reach'?"),
+        ("quokka=1", "unknown firefly setting 'quokka': choose from copies, depths, halvings"),
+        ("halvings=2.5", "firefly setting halvings is '2.5'; it must be a whole number"),
+        ("reach=far", "firefly setting reach is 'far'; it must be a number"),
+        ("reach=inf", "firefly setting reach is 'inf'; it must be a number"),
+        ("reach=-1", "must be above 0"),
+        ("splits=maybe", "firefly setting splits is 'maybe'; it must be true or false"),
+        ("gradmax.rate=1", "--setting gradmax.rate is for 'gradmax', which is not run"),
+    ],
+)
+def test_bad_settings_of_a_criterion_are_refused(setting: str, says: str):
+    with pytest.raises(ConfigurationError) as caught:
+        check_criteria(replace(REQUEST, strategies=("firefly",), settings=(setting,)))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_settings_need_something_that_grows():
+    with pytest.raises(ConfigurationError, match="none of naive, ewc has one: run firefly too"):
+        check(replace(REQUEST, settings=("reach=0.1",)))
+    with pytest.raises(ConfigurationError, match="is not name=value"):
+        check(replace(REQUEST, strategies=("firefly",), settings=("reach",)))

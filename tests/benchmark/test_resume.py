@@ -28,6 +28,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.firefly import FireflyLearner
 from firefly_cl.continual.learner import Resumable
 from firefly_cl.errors import FileError
+from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
 torch.set_num_threads(1)
@@ -168,6 +169,29 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
     assert run(tmp_path) == [f"continues after {done}"]
     assert_same_run(whole, tmp_path)
     assert all(check.equal for check in verify(tmp_path))
+
+
+def test_growth_charged_by_timings_goes_on_with_the_same_ones(tmp_path: Path) -> None:
+    file = tmp_path / "timings.json"
+    options = {**GROWING.options, "cost": "latency", "latency": str(file)}
+    cell = replace(GROWING, tasks=2, budget=None, options=options)
+    assert run(tmp_path / "whole", cell) == []
+    events = read_record(tmp_path / "whole").growth_events
+    assert {event["task"] for event in events} == {0, 1}
+    (table,) = {event["latency_table"] for event in events}
+    assert LatencyTable.load(file).digest() == table
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, FireflyLearner, "train", 2)
+        with pytest.raises(Killed):
+            run(tmp_path / "stopped", cell)
+    told = json.loads(file.read_text())
+    for entry in told["timings"]:
+        entry["milliseconds"] = [
+            [1e3 * (1 + i)] * len(entry["columns"]) for i in range(len(entry["rows"]))
+        ]
+    file.write_text(json.dumps(told))
+    assert run(tmp_path / "stopped", cell) == ["continues after 1"]
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> None:

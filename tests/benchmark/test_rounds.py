@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ COMMON = Request(scenario="", strategies=(), seeds=(0, 1), epochs=3)
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("growth")
     command = ["grow", "--rounds", "2", "--epochs", "2", "--seeds", "0,1", "--threads", "1"]
+    command += ["--setting", "firefly.steps=2"]
     assert cli.execute(cli._parse([*command, "--out", str(out)])) == 0
     return out
 
@@ -54,6 +56,30 @@ def test_a_width_replaces_the_constant_one() -> None:
     assert (cell.width, cell.constant_width) == (0.5, None)
 
 
+def test_settings_go_to_their_criterion() -> None:
+    common = replace(COMMON, settings=("steps=3", "firefly.steps=2", "firefly.reach=0.2"))
+    criteria = ["firefly", "gradmax"]
+    own = [
+        {k: v for k, v in cells_of(request)[0].options.items() if k.startswith("settings.")}
+        for request in growth_requests(common, "digits", criteria, 1, 0.2, "units")
+    ]
+    assert own == [{"settings.steps": "2", "settings.reach": "0.2"}, {"settings.steps": "3"}]
+
+
+def test_settings_are_told_beside_the_criterion(grown: Path) -> None:
+    record = read_record(grown / "firefly" / "split-digits" / "firefly-seed0")
+    configuration = record.configuration
+    changed = {**configuration["options"], "settings.reach": "0.2", "settings.steps": "4"}
+    plain = {k: v for k, v in changed.items() if not k.startswith("settings.")}
+    others = [changed, {**plain, "criterion": "random"}]
+    records = [record] + [
+        replace(record, configuration={**configuration, "options": options}) for options in others
+    ]
+    (group,) = summaries(records)
+    labels = sorted(summary.label for summary in group.summaries)
+    assert labels == ["firefly (steps=2)", "firefly (steps=4, reach=0.2)", "random"]
+
+
 def test_rounds_grow_to_the_planned_size_and_are_told(grown: Path) -> None:
     record = read_record(grown / "firefly" / "split-digits" / "firefly-seed0")
     first, second = record.growth_events
@@ -61,6 +87,7 @@ def test_rounds_grow_to_the_planned_size_and_are_told(grown: Path) -> None:
     assert first["parameters_before"] < first["parameters"] == second["parameters_before"]
     assert second["parameters"] == record.parameters
     assert record.configuration["options"]["criterion"] == "firefly"
+    assert record.configuration["options"]["settings.steps"] == "2"
     (group,) = summaries([record])
     columns, rows = group.table()
     assert group.grows and columns == GROWTH_COLUMNS and len(rows[0]) == len(columns)
@@ -81,6 +108,7 @@ def test_growth_is_reported(
 
 def test_what_is_grown_is_not_grown_again(grown: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["grow", "--rounds", "2", "--epochs", "2", "--threads", "1", "--out", str(grown)]
+    command += ["--setting", "steps=2"]
     assert cli.execute(cli._parse([*command, "--json"])) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [run["skipped"] for run in told["runs"]] == [True]
@@ -95,6 +123,9 @@ def test_what_is_grown_is_not_grown_again(grown: Path, capsys: pytest.CaptureFix
         (("--growth", "0"), "give a share above 0"),
         (("--cost", "dollars"), "use units, parameters, flops"),
         (("--epochs", "0"), "--epochs is 0: give 1 or more"),
+        (("--setting", "raech=1"), "unknown firefly setting 'raech': did you mean 'reach'?"),
+        (("--setting", "tiny.reach=1"), "'tiny', which is not run: write one of firefly before"),
+        (("--criterion", "random,net2net", "--setting", "reach=1"), "unknown net2net setting"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -236,5 +236,5 @@ def test_plans_that_cannot_work() -> None:
     for changes in ({"seed": -1}, {"validation": 1}, {"grow_at": (1.0,)}, {"growth": 11}):
         with pytest.raises(ConfigurationError, match=next(iter(changes))):
             Plan(**changes)
-    with pytest.raises(ConfigurationError, match="no such setting"):
+    with pytest.raises(ConfigurationError, match="unknown firefly setting 'speed'"):
         growing(plan=Plan(settings={"speed": 3}))

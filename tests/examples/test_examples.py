@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import sys
 from collections.abc import Callable
@@ -55,3 +56,44 @@ def test_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.count("grew") == 3
     assert out.count("logits as when it ended: True, extracted alike: True") == 3
+
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Callable[[str | None, int], float]:
+    """Error of the toy after seven rounds, by criterion (None: not grown) and seed; run once."""
+    grow = main_of("toy_rbf").__globals__["grow"]
+
+    @functools.cache
+    def error(criterion: str | None, seed: int) -> float:
+        run = grow(criterion, seed, rounds=7, steps=120)
+        assert run.units[-1] == (1 if criterion is None else 8)
+        assert len(run.errors) == len(run.fits) == 8
+        return float(run.errors[-1])
+
+    return error
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_toy_grows_far_below_what_one_unit_can_do(
+    toy: Callable[[str | None, int], float], seed: int
+) -> None:
+    assert toy("firefly", seed) < toy(None, seed) / 20
+
+
+def test_the_toy_grows_better_by_firefly_than_by_chance(
+    toy: Callable[[str | None, int], float],
+) -> None:
+    firefly, random = (sum(toy(name, seed) for seed in SEEDS) for name in ("firefly", "random"))
+    assert firefly < 0.7 * random
+
+
+def test_toy_rbf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "fits.png"
+    arguments = ["--criteria", "splitting,random", "--rounds", "2", "--steps", "5"]
+    runs = main_of("toy_rbf")([*arguments, "--picture", str(picture)])
+    assert list(runs) == ["splitting", "random", "not grown"]
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+    assert "random: 3 units, error" in capsys.readouterr().out

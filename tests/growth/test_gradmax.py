@@ -8,11 +8,25 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from growing_nets import CHANNELS, NAMES, answers, begin, close, images, net_of, seeded, shake
+from growing_nets import (
+    CHANNELS,
+    NAMES,
+    VARIED,
+    answers,
+    begin,
+    close,
+    images,
+    net_of,
+    seeded,
+    shake,
+    two_tasks,
+)
 from torch import Tensor, nn
 
 from firefly_cl.growth.budget import Budget
+from firefly_cl.growth.candidates import propose
 from firefly_cl.growth.criterion import Model
+from firefly_cl.growth.execution import CandidateExecution
 from firefly_cl.growth.gradmax import GradMax
 from firefly_cl.growth.linear_response import (
     as_vectors,
@@ -23,8 +37,10 @@ from firefly_cl.growth.linear_response import (
     outgoing_size,
     response_matrix,
 )
+from firefly_cl.growth.surroundings import Surroundings, weight_slope
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.edits import widen
+from firefly_cl.network.layers import GrowableLayer
 
 Batch = tuple[Tensor, Tensor]
 BATCH = (images(24, seed=3), torch.arange(24) % 3)
@@ -92,7 +108,7 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 ) -> None:
     net = smooth(tasks)
     assert linear_at_zero(net, space)
-    matrix = response_matrix(net, [space], [BATCH], loss)[space]
+    matrix = response_matrix(net, [space], Surroundings(net, [BATCH], loss))[space]
     made = GradMax().propose(net, space, matrix, 2, seeded())[space]
     best = copy.deepcopy(net)
     widen(best, space, 2, made.incoming, made.outgoing)
@@ -111,7 +127,7 @@ def test_incoming_gradients_are_the_singular_values_and_beat_random_ones(
 
 def test_the_matrix_of_a_linear_chain_is_inputs_times_gradients() -> None:
     net = smooth()
-    found = response_matrix(net, ["dense"], [BATCH], loss)["dense"]
+    found = response_matrix(net, ["dense"], Surroundings(net, [BATCH], loss))["dense"]
     model = Tanh().double()
     torch.manual_seed(0)
     model = Tanh().double()
@@ -232,3 +248,94 @@ def test_no_two_new_units_are_the_same(name: str) -> None:
         rows = torch.cat([block.from_old, block.from_own], 1)[-count:].flatten(1)
         cosines = F.cosine_similarity(rows[:, None], rows[None], dim=2) - torch.eye(count)
         assert float(cosines.max()) < 0.9
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("name", [*VARIED, "vgg11"])
+def test_new_units_run_alone_have_the_gradients_of_the_whole_network(name: str, tasks: int) -> None:
+    """Against the double backward pass through everything that running them alone leaves out."""
+    net = net_of(name) if tasks == 1 else two_tasks(name)
+    net.eval()
+    candidates = propose(net, net.growable_spaces(), 3, 0, seeded(), splits=False)
+    rows, columns = [], []
+    for made in candidates.values():
+        made.new_gates.fill_(1.0)
+        rows += [rows.requires_grad_() for rows in made.incoming.values()]
+        columns += [columns.zero_().requires_grad_() for columns in made.outgoing.values()]
+    batches = [BATCH, (images(4, seed=9), torch.tensor([2, 1, 0, 1]))]
+
+    def whole() -> Tensor:
+        def model(x: Tensor) -> Tensor:
+            return CandidateExecution(net, candidates).run(x)
+
+        return torch.stack([loss(model, batch) for batch in batches]).mean()
+
+    alone = Surroundings(net, batches, loss).slopes(candidates)
+    found = []
+    for first in (
+        torch.autograd.grad(whole(), columns, create_graph=True, materialize_grads=True),
+        [slope for by_consumer in alone.values() for slope in by_consumer.values()],
+    ):
+        size = torch.stack([gradient.square().sum() for gradient in first]).sum()
+        found.append([*first, *torch.autograd.grad(size, rows, materialize_grads=True)])
+    assert sum(float(gradient.abs().max()) > 0 for gradient in found[0]) >= 4
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_a_loss_that_runs_the_network_twice_is_watched_twice() -> None:
+    net = net_of("mlp").eval()
+    candidates = propose(net, net.growable_spaces(), 2, 0, seeded(), splits=False)
+    columns = [c for made in candidates.values() for c in made.outgoing.values()]
+    for made in candidates.values():
+        made.new_gates.fill_(1.0)
+        for column in made.outgoing.values():
+            column.zero_().requires_grad_()
+
+    def twice(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]) * model(-batch[0])).square().mean()
+
+    def model(x: Tensor) -> Tensor:
+        return CandidateExecution(net, candidates).run(x)
+
+    surroundings = Surroundings(net, [BATCH], twice)
+    assert len(surroundings.passes) == 2
+    expected = torch.autograd.grad(twice(model, BATCH), columns)
+    got = [s for slopes in surroundings.slopes(candidates).values() for s in slopes.values()]
+    for one, other in zip(expected, got, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": "same"},
+        {"padding": "valid"},
+        {"kernel_size": (2, 3), "padding": "same"},
+        {"padding": 0, "dilation": 2},
+        {"padding": (3, 0), "stride": (1, 1)},
+        {"padding": 1, "stride": 2},
+        {"padding": 1, "stride": (1, 2), "dilation": (2, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_slopes_of_convolutions_are_autograd_s(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, **{"kernel_size": 3, "bias": False, **options}).double()  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 7, 6, dtype=torch.float64, requires_grad=True)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), conv, nn.Flatten())
+    size = conv(x).flatten(1).shape[1]
+    net = FireflyNet.from_module(
+        nn.Sequential(*model, nn.Linear(size, 2)).double(), torch.zeros(2, 2, 7, 6).double()
+    )
+    layer = net.layers[net.consumers(net.growable_spaces()[0])[0].name]
+    assert isinstance(layer, GrowableLayer)
+    slope = torch.randn_like(conv(x))
+    got = weight_slope(layer, x, slope)
+    (expected,) = torch.autograd.grad((conv(x) * slope).sum(), conv.weight, create_graph=True)
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+    along = torch.randn_like(got)
+    one, other = (torch.autograd.grad((g * along).sum(), x)[0] for g in (got, expected))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

@@ -186,7 +186,7 @@ def test_the_head_can_be_named_and_conversion_leaves_the_model_alone() -> None:
 
 
 UNSUPPORTED: dict[str, tuple[Forward, str]] = {
-    "product": (lambda m, x: m.head4(pooled(m.a(x) * 2)), "mul"),
+    "product": (lambda m, x: m.head4(pooled(m.a(x) * m.b(x))), "mul"),
     "gating": (lambda m, x: m.head4(pooled(m.a(x) * m.b(x).softmax(1))), "softmax"),
     "softmax": (lambda m, x: m.head4(F.softmax(pooled(m.a(x)), 1)), "softmax"),
     "difference": (lambda m, x: m.head4(pooled(m.a(x) - m.b(x))), "sub"),
@@ -194,7 +194,7 @@ UNSUPPORTED: dict[str, tuple[Forward, str]] = {
     "layer norm": (lambda m, x: m.head4(pooled(m.layer_norm(m.a(x)))), "layer_norm"),
     "weight reuse": (lambda m, x: m.head4(pooled(m.a(x) + m.a(x.relu()))), "called twice"),
     "own parameter": (lambda m, x: m.head4(pooled(m.a(x) + m.scale)), "scale"),
-    "constant": (lambda m, x: m.head4(pooled(m.a(x) + 1)), "add"),
+    "reciprocal": (lambda m, x: m.head4(pooled(1 / m.a(x))), "truediv"),
     "broadcast": (
         lambda m, x: m.head4(pooled(m.a(x) + m.b(x).mean((2, 3), keepdim=True))),
         "broadcast",

@@ -35,8 +35,8 @@ class Blueprint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def build(self, seed: int) -> HeadedNet:
-        """A trunk with weights drawn by `seed`, without heads."""
+    def build(self, seed: int, kind: type[HeadedNet] | None = None) -> HeadedNet:
+        """A trunk with weights drawn by `seed`, without heads; a HeadedNet if no other `kind`."""
         channels, height, _ = self.image_shape
         model = BACKBONES.get(self.backbone)(
             n_classes=2,
@@ -46,7 +46,7 @@ class Blueprint:
             constant_width=self.constant_width,
             generator=torch.Generator().manual_seed(seed),
         )
-        return HeadedNet(model)
+        return (kind or HeadedNet)(model)
 
 
 class HeadedNet(nn.Module):
@@ -81,7 +81,7 @@ class HeadedNet(nn.Module):
         """Remember the running statistics of every batch norm as those of `task`."""
         kept = nn.Module()
         for name, values in self._running():
-            kept.register_buffer(name.replace(".", "_"), values.clone())
+            kept.register_buffer(name.replace(".", "_"), values.detach().clone())
         self.statistics[str(task)] = kept
 
     def forward(self, x: Tensor, task: int) -> Tensor:
@@ -89,10 +89,14 @@ class HeadedNet(nn.Module):
         if self.training or str(task) not in self.statistics:
             logits: Tensor = self.heads[str(task)](self.trunk(x))
             return logits
-        kept = dict(self.statistics[str(task)].named_buffers())
-        own = {name: kept[name.replace(".", "_")] for name, _ in self._running()}
+        own = self.own_values(task)
         logits = self.heads[str(task)](torch.func.functional_call(self.trunk, own, (x,)))
         return logits
+
+    def own_values(self, task: int) -> dict[str, Tensor]:
+        """What `task` has of its own in the trunk, by name."""
+        kept = dict(self.statistics[str(task)].named_buffers())
+        return {name: kept[name.replace(".", "_")] for name, _ in self._running()}
 
     def _running(self) -> Iterator[tuple[str, Tensor]]:
         for name, values in self.trunk.named_buffers():
@@ -201,12 +205,12 @@ def save_nets(
         ) from error
 
 
-def load(folder: Path) -> Logits:
+def load(folder: Path, kind: type[HeadedNet] = HeadedNet) -> Logits:
     """The saved networks as a function (task, uint8 images) -> logits.
 
     Raises FileError where files are missing, damaged, or of a newer schema.
     """
-    blueprint, nets = load_nets(folder)
+    blueprint, nets = load_nets(folder, kind)
     owner = {int(task): net for net in nets for task in net.heads}
 
     def logits(task: int, images: Tensor) -> Tensor:
@@ -215,7 +219,7 @@ def load(folder: Path) -> Logits:
     return logits
 
 
-def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
+def load_nets(folder: Path, kind: type[HeadedNet] = HeadedNet) -> tuple[Blueprint, list[HeadedNet]]:
     """The networks of a folder, in evaluation mode; raises FileError."""
     path = folder / "model.json"
     structure = _read_structure(path)
@@ -228,7 +232,7 @@ def load_nets(folder: Path) -> tuple[Blueprint, list[HeadedNet]]:
         blueprint = Blueprint(**told)
         nets = []
         for i, part in enumerate(structure["nets"]):
-            net = blueprint.build(0)
+            net = blueprint.build(0, kind)
             for task, n_classes in part["heads"].items():
                 net.add_head(int(task), int(n_classes))
             for task in part["statistics"]:

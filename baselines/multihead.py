@@ -56,8 +56,12 @@ class MultiHead(MultiTaskModule):
         n_classes = max(experience.classes_in_this_experience) + 1
         for task in experience.task_labels:
             if str(task) not in self.net.heads:
-                generator = torch.Generator().manual_seed(experience_seed(self.seed, task))
-                self.net.add_head(task, n_classes, generator)
+                self.add_head(task, n_classes)
+
+    def add_head(self, task: int, n_classes: int) -> None:
+        """A head for `task`, drawn by the seed."""
+        generator = torch.Generator().manual_seed(experience_seed(self.seed, task))
+        self.net.add_head(task, n_classes, generator)
 
     def heads(self) -> tuple[list[nn.Parameter], int]:
         """Parameters of all heads, and how many features they read."""
@@ -105,14 +109,19 @@ def blueprint_of(setup: Setup) -> Blueprint:
     )
 
 
+def pixels_of(setup: Setup) -> Pixels:
+    """How the pixels of `setup` become inputs."""
+    scenario = setup.scenario
+    return Pixels(scenario.mean, scenario.std, scenario.flip)
+
+
 def training_plugin(setup: Setup) -> TrainingPlugin:
     """Training by the recipe of `setup`."""
-    scenario = setup.scenario
     return TrainingPlugin(
         setup.recipe,
-        Pixels(scenario.mean, scenario.std, scenario.flip),
+        pixels_of(setup),
         seed=setup.seed,
-        tasks=len(scenario.tasks),
+        tasks=len(setup.scenario.tasks),
         progress=setup.progress,
     )
 
@@ -155,6 +164,9 @@ class MultiHeadLearner:
     hurts where they move (naive).
     """
 
+    network: type[HeadedNet] = HeadedNet
+    model_kind = "multihead"
+
     def __init__(
         self,
         setup: Setup,
@@ -168,7 +180,7 @@ class MultiHeadLearner:
         self.norm = norm
         self.setup = setup
         self.blueprint = blueprint_of(setup)
-        self.net = self.blueprint.build(setup.seed)
+        self.net = self.blueprint.build(setup.seed, self.network)
         self.model = MultiHead(self.net, setup.seed)
         self.strategy = make_strategy(setup, self.model, plugins, kind)
         self.tasks_trained = 0
@@ -211,7 +223,7 @@ class MultiHeadLearner:
 
     def save(self, folder: Path) -> None:
         """Write model.json and the weights; raises FileError."""
-        save_nets(folder, "multihead", self.blueprint, [self.net])
+        save_nets(folder, self.model_kind, self.blueprint, [self.net])
 
 
 def train_seeded(setup: Setup, strategy: SupervisedTemplate, experiences: Any, number: int) -> None:

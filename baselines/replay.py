@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import ReplayPlugin
-from avalanche.training.storage_policy import ExperienceBalancedBuffer, ReservoirSamplingBuffer
+from avalanche.training.storage_policy import (
+    BalancedExemplarsBuffer,
+    ExperienceBalancedBuffer,
+    ReservoirSamplingBuffer,
+)
 from torch import Tensor
 
 from firefly_cl.baselines.resumable import ResumableLearner
@@ -23,12 +27,40 @@ from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import Images, images_of
 from firefly_cl.scenarios.stream import dataset_of
 
-BUFFERS = {"balanced": ExperienceBalancedBuffer, "reservoir": ReservoirSamplingBuffer}
+
+class ClassBuffer(BalancedExemplarsBuffer):
+    """Equally many images of each class of each experience, where labels begin from zero.
+
+    Avalanche's ClassBalancedBuffer takes equal labels of different tasks for one class.
+    """
+
+    def post_adapt(self, agent: Any, exp: Any) -> None:
+        """Let images of an experience into the memory."""
+        labels = torch.as_tensor(list(exp.dataset.targets))
+        kinds = torch.unique(labels).tolist()
+        lengths = self.get_group_lengths(len(self.buffer_groups) + len(kinds))
+        for length, group in zip(lengths, self.buffer_groups.values(), strict=False):
+            group.resize(agent, length)
+        for kind in kinds:
+            number = len(self.buffer_groups)
+            group = ReservoirSamplingBuffer(lengths[number])
+            group.update_from_dataset(exp.dataset.subset((labels == kind).nonzero()[:, 0].tolist()))
+            self.buffer_groups[number] = group
+
+
+BUFFERS = {
+    "balanced": ExperienceBalancedBuffer,
+    "class": ClassBuffer,
+    "reservoir": ReservoirSamplingBuffer,
+}
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Images kept in total; "balanced" keeps equally many of each task, "reservoir" any."""
+    """Images kept in total, equally many of each task ("balanced") or class, or any ("reservoir").
+
+    2000 is the memory of iCaRL (Rebuffi et al. 2017) for CIFAR-100, and usual since.
+    """
 
     mem_size: int = 2000
     buffer: str = "balanced"
@@ -74,11 +106,10 @@ class MemoryPlugin(ReplayPlugin):
             if not len(group.buffer):
                 continue
             held = images_of(group.buffer)
-            tasks = torch.full_like(held.labels, held.task) if held.tasks is None else held.tasks
             parts = {
                 "images": held.images,
                 "labels": held.labels,
-                "tasks": tasks,
+                "tasks": held.task_of_each(),
                 "order": group._buffer_weights,
             }
             state.update({f"{number} {name}": values for name, values in parts.items()})
@@ -93,8 +124,9 @@ class MemoryPlugin(ReplayPlugin):
                 state[f"{number} {part}"] for part in ("images", "labels", "tasks", "order")
             )
             group = storage
-            if isinstance(storage, ExperienceBalancedBuffer):
+            if isinstance(storage, BalancedExemplarsBuffer):
                 group = storage.buffer_groups[number] = ReservoirSamplingBuffer(len(labels))
+            if isinstance(storage, ExperienceBalancedBuffer):
                 storage._num_exps = number + 1
             group.buffer = dataset_of(Images(images, labels, -1, tasks))
             group._buffer_weights = order

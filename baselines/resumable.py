@@ -58,17 +58,17 @@ class ResumableLearner(MultiHeadLearner):
         memory: Memory | None = None,
         norm: str = "shared",
     ) -> None:
-        self.memory: Memory = memory or Nothing()
+        self.memory: Memory = Nothing() if memory is None else memory
         super().__init__(setup, plugins, self.memory.nbytes, norm=norm)
         self._plugins = plugins
 
     def save(self, folder: Path) -> None:
         """Write model.json, the weights and the memory; raises FileError."""
-        save_nets(folder, "multihead", self.blueprint, [self.net], self.memory.state())
+        save_nets(folder, self.model_kind, self.blueprint, [self.net], self.memory.state())
 
     def resume(self, folder: Path, tasks: int) -> None:
         """Take up what `save` wrote after `tasks` tasks; raises FileError."""
-        _, (net, *others) = load_nets(folder)
+        _, (net, *others) = load_nets(folder, self.network)
         if others or list(net.heads) != [str(task) for task in range(tasks)]:
             raise FileError(f"{folder} holds the tasks {list(net.heads)}, not the first {tasks}")
         try:

@@ -56,6 +56,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def task_of_each(self) -> Tensor:
+        """(n,) int64: the task of every image."""
+        return torch.full_like(self.labels, self.task) if self.tasks is None else self.tasks
+
     def require_pixels(self) -> Images:
         """These images, if there is one at least and every pixel is a finite number.
 

@@ -36,6 +36,10 @@ class TrainingCriterion:
         share = self.mixture.share
         return share * loss + (1 - share) * self._one(logits, self.mixture.labels)
 
+    def unmixed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean loss of images that are trained on but not mixed, as `__call__` gives it."""
+        return self._one(logits.float(), labels)
+
     def _one(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not self.smoothing:
             return self.plain(logits, labels)

@@ -32,6 +32,8 @@ MODEL_KINDS = {
     "firefly": "firefly_cl.continual.firefly",
     "multihead": "firefly_cl.baselines.headed",
     "individual": "firefly_cl.baselines.headed",
+    "packed": "firefly_cl.baselines.packed",
+    "prototypes": "firefly_cl.baselines.prototypes",
 }
 """The module whose `load(folder)` reads a model of that kind."""
 

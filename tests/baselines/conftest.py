@@ -25,7 +25,7 @@ def three_digits() -> Scenario:
     return SCENARIOS.get("split-digits")(ScenarioOptions(first_tasks=3))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def setup_for() -> Callable[..., Setup]:
     def build(scenario: Scenario, **changes: Any) -> Setup:
         recipe = dataclasses.replace(QUICK, **changes.pop("recipe", {}))
@@ -35,7 +35,7 @@ def setup_for() -> Callable[..., Setup]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trained(setup_for: Callable[..., Setup]) -> Callable[..., Learner]:
     def train(name: str, scenario: Scenario, **changes: Any) -> Learner:
         learner: Learner = STRATEGIES.get(name)(setup_for(scenario, **changes))

@@ -16,7 +16,25 @@ from firefly_cl.continual.learner import Setup, load_logits
 from firefly_cl.errors import ConfigurationError, DataError, FileError
 from firefly_cl.scenarios import SCENARIOS, Images, Scenario, ScenarioOptions, Task
 
-BASELINES = ["ewc", "individual", "joint", "naive", "replay"]
+BASELINES = [
+    "agem",
+    "der",
+    "er-ace",
+    "ewc",
+    "ewc-online",
+    "gdumb",
+    "gem",
+    "icarl",
+    "individual",
+    "joint",
+    "lwf",
+    "mas",
+    "naive",
+    "packnet",
+    "replay",
+    "si",
+]
+KEEP_NOTHING_ELSE = ("individual", "lwf", "packnet")
 
 
 def test_every_baseline_is_listed() -> None:
@@ -27,7 +45,9 @@ def test_every_baseline_is_listed() -> None:
 def test_learns_two_tasks_of_digits(
     name: str, digits: Scenario, trained: Callable[..., Any]
 ) -> None:
-    learner = trained(name, digits)
+    # With half of its weights PackNet needs longer.
+    changes = {"recipe": {"epochs": 12}} if name == "packnet" else {}
+    learner = trained(name, digits, **changes)
     assert learner.tasks_trained == 2
     # The newest task of each, and both where nothing or little is forgotten.
     assert accuracy(learner, digits, 1) >= 0.93
@@ -41,18 +61,54 @@ def test_a_convolutional_net_learns_too(digits: Scenario, trained: Callable[...,
     assert min(accuracy(learner, digits, task) for task in range(2)) >= 0.85
 
 
-def test_naive_forgets_more_than_replay(trained: Callable[..., Any]) -> None:
+@pytest.fixture(scope="module")
+def keeps(trained: Callable[..., Any]) -> Callable[..., float]:
+    """What a strategy still knows of the first two of four tasks: the sum of both accuracies."""
     four_tasks = SCENARIOS.get("split-digits")(ScenarioOptions(first_tasks=4))
     # Heads as fast as the trunk, at a high rate: fine-tuning without care for older tasks.
     recipe = {"epochs": 20, "learning_rate": 0.2, "head_rate": 1e6}
-    changes: dict[str, Any] = {"backbone": "mlp-bn", "width": 0.1, "recipe": recipe}
-    naive = trained("naive", four_tasks, **changes)
-    replay = trained("replay", four_tasks, **changes)
-    kept = [sum(accuracy(learner, four_tasks, t) for t in (0, 1)) for learner in (naive, replay)]
-    assert kept[0] + 0.2 < kept[1]
+
+    def kept(name: str, options: dict[str, str]) -> float:
+        learner = trained(
+            name, four_tasks, backbone="mlp-bn", width=0.1, recipe=recipe, options=options
+        )
+        return sum(accuracy(learner, four_tasks, task) for task in (0, 1))
+
+    return kept
 
 
-@pytest.mark.parametrize("name", ["naive", "replay", "ewc", "individual"])
+@pytest.fixture(scope="module")
+def naive_keeps(keeps: Callable[..., float]) -> float:
+    return keeps("naive", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("replay", {}),
+        ("ewc-online", {}),
+        ("si", {}),
+        ("mas", {}),
+        ("lwf", {"alpha": "5"}),
+        ("der", {}),
+        ("er-ace", {}),
+        ("agem", {}),
+        ("gdumb", {}),
+        ("gem", {}),
+        ("icarl", {}),
+        ("packnet", {}),
+    ],
+)
+def test_naive_forgets_more(
+    name: str, options: dict[str, str], naive_keeps: float, keeps: Callable[..., float]
+) -> None:
+    assert naive_keeps + 0.1 < keeps(name, options)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["naive", "replay", "ewc", "individual", "si", "mas", "lwf", "der", "agem", "gdumb", "packnet"],
+)
 def test_a_seed_decides_every_bit(name: str, digits: Scenario, trained: Callable[..., Any]) -> None:
     images = digits.tasks[1].test.images
     quick: dict[str, Any] = {"recipe": {"epochs": 1, "mixup": 0.2, "cutmix": 0.5}}
@@ -63,7 +119,22 @@ def test_a_seed_decides_every_bit(name: str, digits: Scenario, trained: Callable
     assert not torch.equal(trained(name, digits, seed=4, **quick).logits(1, images), first)
 
 
-@pytest.mark.parametrize("name", ["ewc", "replay", "individual"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ewc",
+        "replay",
+        "individual",
+        "si",
+        "mas",
+        "lwf",
+        "der",
+        "er-ace",
+        "gdumb",
+        "packnet",
+        "icarl",
+    ],
+)
 @pytest.mark.parametrize("recipe", [{}, {"precision": "bfloat16", "channels_last": True}])
 def test_saved_models_answer_bit_equally(
     name: str, recipe: dict[str, Any], digits: Scenario, trained: Callable[..., Any], tmp_path: Path
@@ -79,7 +150,7 @@ def test_saved_models_answer_bit_equally(
         assert torch.equal(logits(task, images), learner.logits(task, images))
     files = sorted(path.name for path in tmp_path.iterdir())
     kinds = [file.partition("-")[0] for file in files]
-    assert kinds == [*(["memory"] if name != "individual" else []), "model", "model.json"]
+    assert kinds == [*([] if name in KEEP_NOTHING_ELSE else ["memory"]), "model", "model.json"]
 
 
 def test_damaged_files_are_named(
@@ -176,6 +247,23 @@ def test_sizes_count_everything(digits: Scenario, trained: Callable[..., Any]) -
     assert ewc.bytes() == 4 * ewc.floats() + 4 * (2 * held) + 8
     replay = trained("replay", digits, options={"mem_size": "50"}, **quick)
     assert replay.bytes() == 4 * replay.floats() + 50 * (64 + 16)
+    # The springs of SI and MAS are as many; LwF keeps nothing.
+    for name in ("ewc-online", "mas", "si"):
+        sprung = trained(name, digits, **quick)
+        assert sprung.bytes() == 4 * ewc.floats() + 4 * (2 * held) + 8
+    assert trained("lwf", digits, **quick).bytes() == naive.bytes()
+    # Remembered images with their label and task, and for DER++ with two logits.
+    few: dict[str, Any] = {"options": {"mem_size": "50"}, **quick}
+    for name in ("agem", "er-ace", "gdumb", "gem"):
+        assert trained(name, digits, **few).bytes() == naive.bytes() + 50 * (64 + 16)
+    assert trained("der", digits, **few).bytes() == naive.bytes() + 50 * (64 + 16 + 2 * 4)
+    # iCaRL: a mean of 64 features for each class.
+    means = 4 * (2 * 2 * 64)
+    assert trained("icarl", digits, **few).bytes() == naive.bytes() + 50 * (64 + 16) + means
+    # PackNet: norms of both tasks, and a bit for each weight and task.
+    packed = trained("packnet", digits, **quick)
+    assert packed.floats() == 2 * 64 * 64 + 2 * (2 * 4 * 64) + 2 * head
+    assert packed.bytes() == 4 * packed.floats() + 2 * 64 * 64 * 2 // 8
     joint = trained("joint", digits, **quick)
     images = sum(len(task.train) for task in digits.tasks)
     assert joint.bytes() == 4 * joint.floats() + images * (64 + 8)
@@ -196,8 +284,9 @@ def test_each_task_is_evaluated_with_its_own_statistics(
     assert not torch.equal(learner.logits(0, images), before)
 
 
-def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None:
-    learner = trained("replay", digits, options={"mem-size": "40", "buffer": "reservoir"})
+@pytest.mark.parametrize("buffer", ["reservoir", "class"])
+def test_other_memories(buffer: str, digits: Scenario, trained: Callable[..., Any]) -> None:
+    learner = trained("replay", digits, options={"mem-size": "40", "buffer": buffer})
     assert accuracy(learner, digits, 0) >= 0.8
 
 
@@ -209,9 +298,26 @@ def test_reservoir_memory(digits: Scenario, trained: Callable[..., Any]) -> None
         ("replay", {"mem_siz": "3"}, "did you mean .mem_size.?"),
         ("replay", {"mem_size": "few"}, "a whole number"),
         ("replay", {"mem_size": "0"}, "at least 1"),
-        ("replay", {"buffer": "heap"}, "balanced, reservoir"),
+        ("replay", {"buffer": "heap"}, "balanced, class, reservoir"),
         ("ewc", {"ewc_lambda": "-1"}, "0 or more"),
         ("ewc", {"ewc_lambda": "nan"}, "0 or more"),
+        ("ewc-online", {"ewc_lambda": "-1"}, "0 or more"),
+        ("ewc-online", {"decay_factor": "1.5"}, r"in \[0, 1\]"),
+        ("si", {"c": "inf"}, "0 or more"),
+        ("si", {"xi": "0"}, "above 0"),
+        ("mas", {"lambda_reg": "-1"}, "0 or more"),
+        ("mas", {"alpha": "2"}, r"in \[0, 1\]"),
+        ("lwf", {"alpha": "nan"}, "0 or more"),
+        ("lwf", {"temperature": "0"}, "above 0"),
+        ("der", {"mem_size": "1"}, "at least 2"),
+        ("der", {"beta": "-1"}, "beta is -1.0"),
+        ("er-ace", {"mem_size": "0"}, "at least 2"),
+        ("agem", {"sample_size": "1"}, "at least 2"),
+        ("gem", {"memory_strength": "-1"}, "0 or more"),
+        ("gdumb", {"mem_siz": "4"}, "did you mean .mem_size.?"),
+        ("packnet", {"prune_proportion": "half"}, "equal, or a number"),
+        ("packnet", {"prune_proportion": "1"}, "equal, or a number"),
+        ("packnet", {"post_prune_share": "1"}, r"in \[0, 1\)"),
     ],
 )
 def test_wrong_options(

@@ -14,6 +14,7 @@ from avalanche.training.utils import ParamData, copy_params_dict
 from torch import nn
 
 from firefly_cl.baselines.ewc import ConsolidationPlugin
+from firefly_cl.baselines.springs import Springs
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup
 from firefly_cl.continual.loading import Pixels
@@ -29,9 +30,10 @@ def one_weight(value: float) -> nn.Module:
 
 
 def test_penalty_by_hand() -> None:
-    plugin = ConsolidationPlugin(3.0, PIXELS)
-    plugin.add({"weight": torch.tensor([[2.0]])}, one_weight(1.0))
-    plugin.add({"weight": torch.tensor([[6.0]])}, one_weight(-1.0))
+    springs = Springs(3.0)
+    springs.add({"weight": torch.tensor([[2.0]])}, one_weight(1.0))
+    springs.add({"weight": torch.tensor([[6.0]])}, one_weight(-1.0))
+    plugin = ConsolidationPlugin(springs, PIXELS)
     # At w = 2: 2 (2 - 1)^2 + 6 (2 + 1)^2 = 56; its slope 2*2*1 + 2*6*3 = 40.
     model = one_weight(2.0)
     loss = torch.ones(1)
@@ -40,19 +42,22 @@ def test_penalty_by_hand() -> None:
     assert strategy.loss.item() == pytest.approx(1 + 3 * 56)
     strategy.loss.backward()
     assert model.weight.grad.item() == pytest.approx(3 * 40)
+    springs.pull(model)  # the same gradient, once more
+    assert model.weight.grad.item() == pytest.approx(2 * 3 * 40)
 
 
 def test_penalty_equals_avalanches_separate_mode() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    ours, theirs = ConsolidationPlugin(0.7, PIXELS), EWCPlugin(0.7, mode="separate")
+    ours = ConsolidationPlugin(Springs(0.7), PIXELS)
+    theirs = EWCPlugin(0.7, mode="separate")
     for task in range(3):
         with torch.no_grad():
             for weights in model.parameters():
                 weights.add_(torch.randn_like(weights))
         importances = {name: torch.rand_like(w) for name, w in model.named_parameters()}
         importances["0.bias"][0] = 0.0  # weights that matter to no task
-        ours.add(importances, model)
+        ours.springs.add(importances, model)
         theirs.importances[task] = {
             name: ParamData(name, init_tensor=values) for name, values in importances.items()
         }
@@ -77,13 +82,13 @@ def test_penalty_equals_avalanches_separate_mode() -> None:
 
 def test_stiff_springs_do_not_overshoot() -> None:
     rate = 0.1
-    plugin = ConsolidationPlugin(1e6, PIXELS, rate)
-    plugin.add({"weight": torch.tensor([[5.0]])}, one_weight(1.0))
+    springs = Springs(1e6, rate)
+    springs.add({"weight": torch.tensor([[5.0]])}, one_weight(1.0))
     model = one_weight(2.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True)
     for _ in range(200):
         optimizer.zero_grad()
-        (plugin.ewc_lambda * plugin.penalty(model)).backward()
+        (springs.strength * springs.penalty(model)).backward()
         optimizer.step()
     assert model.weight.item() == pytest.approx(1.0, abs=1e-3)
 
@@ -93,8 +98,8 @@ def test_importances_are_squared_gradients_of_the_plain_loss(
 ) -> None:
     learner = trained("ewc", digits, recipe={"epochs": 1, "batch_size": 1000})
     plugin = learner.strategy.plugins[0]
-    assert not any("heads" in name for name in plugin.stiffness)
-    before = copy.deepcopy(plugin.stiffness)
+    assert not any("heads" in name for name in plugin.springs.stiffness)
+    before = copy.deepcopy(plugin.springs.stiffness)
     # A batch as large as the task: its importance is the squared gradient of the mean loss.
     task = digits.tasks[1].train
     x = (task.images.float() / 255 - digits.mean[0]) / digits.std[0]
@@ -104,7 +109,7 @@ def test_importances_are_squared_gradients_of_the_plain_loss(
     learner.strategy.experience = digits.benchmark().train_stream[1]
     plugin.after_training_exp(learner.strategy)
     torch.testing.assert_close(
-        plugin.stiffness[name] - before[name], gradient.square(), rtol=1e-3, atol=1e-7
+        plugin.springs.stiffness[name] - before[name], gradient.square(), rtol=1e-3, atol=1e-7
     )
 
 

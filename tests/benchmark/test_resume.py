@@ -214,6 +214,18 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
         replace(BASELINE, strategy="ewc"),
         replace(BASELINE, strategy="replay", options={"mem_size": "40"}),
         replace(BASELINE, strategy="replay", options={"mem_size": "40", "buffer": "reservoir"}),
+        replace(BASELINE, strategy="replay", options={"mem_size": "40", "buffer": "class"}),
+        replace(BASELINE, strategy="ewc-online"),
+        replace(BASELINE, strategy="si", backbone="resnet9", width=0.1),
+        replace(BASELINE, strategy="mas"),
+        replace(BASELINE, strategy="lwf", backbone="mlp-bn"),
+        replace(BASELINE, strategy="der", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="er-ace", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="agem", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="gem", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="icarl", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="gdumb", options={"mem_size": "40"}),
+        replace(BASELINE, strategy="packnet", backbone="resnet9", width=0.1),
     ],
     ids=[
         "resnet9",
@@ -224,6 +236,18 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
         "ewc",
         "replay",
         "reservoir",
+        "replay by class",
+        "ewc-online",
+        "si resnet9",
+        "mas",
+        "lwf",
+        "der",
+        "er-ace",
+        "agem",
+        "gem",
+        "icarl",
+        "gdumb",
+        "packnet resnet9",
     ],
 )
 def test_other_runs_go_on_to_the_same_bits(
@@ -317,7 +341,7 @@ def test_a_damaged_run_starts_again(
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("strategy", ["firefly", "individual", "naive", "ewc", "replay"])
+@pytest.mark.parametrize("strategy", ["firefly", "individual", "naive", "ewc", "replay", "packnet"])
 def test_a_model_of_another_number_of_tasks_is_refused(strategy: str, tmp_path: Path) -> None:
     cell = replace(GROWING, strategy=strategy, options={}, budget=None, tasks=2)
     run(tmp_path, cell)

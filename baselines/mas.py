@@ -1,0 +1,92 @@
+"""Memory aware synapses: weights that the answers are sensitive to are held by springs.
+
+Paper: Aljundi et al. 2018, "Memory Aware Synapses: Learning what (not) to forget", arXiv
+1711.09601, eq. 3: importance is the mean size of the gradient of the squared length of the
+logits. Gradients are those of batches, older importances are averaged with new ones, as in
+Avalanche's MASPlugin, which measures in training mode and so disturbs batch norm. Importances
+need no labels and are measured on plain images, whatever is mixed in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from avalanche.training.plugins import SupervisedPlugin
+from torch import Tensor
+
+from firefly_cl.baselines.multihead import pixels_of
+from firefly_cl.baselines.resumable import ResumableLearner
+from firefly_cl.baselines.springs import Springs, shared_weights
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.loading import Pixels
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.network.modes import evaluation
+from firefly_cl.scenarios import images_of, normalise
+
+
+@dataclass(frozen=True)
+class MasOptions:
+    """Weight of the penalty, share of the older importances in the average, batch-norm statistics.
+
+    lambda_reg = 1 and alpha = 0.5 are Avalanche's and FACIL's; "task" is EWC's, for the same
+    reason.
+    """
+
+    lambda_reg: float = 1.0
+    alpha: float = 0.5
+    norm: str = "task"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 <= self.lambda_reg < float("inf"):
+            raise ConfigurationError(f"lambda_reg is {self.lambda_reg}; it must be 0 or more")
+        if not 0 <= self.alpha <= 1:
+            raise ConfigurationError(f"alpha is {self.alpha}; it must be in [0, 1]")
+
+
+class SensitivityPlugin(SupervisedPlugin):
+    """Adds lambda * sum_i Omega_i (w_i - w_i')^2 with w' the weights after the last task."""
+
+    def __init__(self, springs: Springs, pixels: Pixels, alpha: float) -> None:
+        super().__init__()
+        self.springs = springs
+        self.pixels = pixels
+        self.alpha = alpha
+
+    def after_backward(self, strategy: Any, **kwargs: object) -> None:
+        """Add the gradient of the penalty."""
+        self.springs.pull(strategy.model)
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Average the importances with the task's and move the springs' centres here."""
+        importances = self.importances_of(strategy)
+        self.springs.replace(importances, strategy.model, self.alpha, 1 - self.alpha)
+
+    def importances_of(self, strategy: Any) -> dict[str, Tensor]:
+        """Mean absolute gradients, over batches, of the mean of |logits|^2, by name."""
+        images = images_of(strategy.experience.dataset)
+        weights = dict(shared_weights(strategy.model))
+        total = {name: torch.zeros_like(values) for name, values in weights.items()}
+        size = strategy.train_mb_size
+        parts = [torch.split(part, size) for part in (images.images, images.task_of_each())]
+        with evaluation(strategy.model):
+            for pixels, tasks in zip(*parts, strict=True):
+                x = normalise(pixels, self.pixels.mean, self.pixels.std).to(strategy.device)
+                logits = strategy.model(x, tasks.to(strategy.device))
+                length = logits.square().sum(1).mean()
+                gradients = torch.autograd.grad(length, list(weights.values()))
+                for name, gradient in zip(weights, gradients, strict=True):
+                    total[name] += gradient.abs()
+        return {name: values / len(parts[0]) for name, values in total.items()}
+
+
+@STRATEGIES.register("mas")
+def mas(setup: Setup) -> ResumableLearner:
+    """Memory aware synapses; options lambda_reg, alpha and norm."""
+    options = read_options(setup.options, MasOptions)
+    springs = Springs(options.lambda_reg, setup.recipe.learning_rate, setup.device)
+    plugin = SensitivityPlugin(springs, pixels_of(setup), options.alpha)
+    return ResumableLearner(setup, [plugin], springs, norm=options.norm)

@@ -1,0 +1,67 @@
+"""A trunk whose weights are owned by tasks: each task uses its own and those of older tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from firefly_cl.baselines import headed
+from firefly_cl.baselines.headed import HeadedNet
+from firefly_cl.continual.learner import Logits
+
+
+class PackedNet(HeadedNet):
+    """A HeadedNet that answers a task with the weights owned up to it, all others zero.
+
+    Kernels and matrices of the trunk are packed. Each task keeps biases and batch norms, with
+    their statistics, of its own: a few numbers a unit, which cannot be divided among tasks.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.owners = nn.Module()
+        for name, weights in self.packed():
+            owner = torch.zeros_like(weights, dtype=torch.uint8)
+            self.owners.register_buffer(name.replace(".", "_"), owner)
+
+    def packed(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights that tasks own one by one, by name."""
+        for name, weights in self.trunk.named_parameters():
+            if weights.ndim > 1:
+                yield name, weights
+
+    def owner(self, name: str) -> Tensor:
+        """Whose each weight is, uint8 in the shape of the weights: 0 nobody's, n the nth task's."""
+        return self.owners.get_buffer(name.replace(".", "_"))
+
+    def own_values(self, task: int) -> dict[str, Tensor]:
+        """Biases, norms and statistics of `task`, and the weights that it uses."""
+        own, number = super().own_values(task), list(self.statistics).index(str(task)) + 1
+        for name, weights in self.packed():
+            owner = self.owner(name)
+            own[name] = torch.where((owner > 0) & (owner <= number), weights, 0.0)
+        return own
+
+    def floats(self) -> int:
+        """Packed weights, heads, and each task's biases, norms and statistics."""
+        kept = (*self.heads.parameters(), *self.statistics.buffers())
+        return sum(values.numel() for values in (*(w for _, w in self.packed()), *kept))
+
+    def mask_bytes(self) -> int:
+        """One bit for each packed weight and task, in whole bytes."""
+        weights = sum(values.numel() for _, values in self.packed())
+        return -(-weights * len(self.statistics) // 8)
+
+    def _running(self) -> Iterator[tuple[str, Tensor]]:
+        for name, values in self.trunk.named_parameters():
+            if values.ndim < 2:
+                yield name, values
+        yield from super()._running()
+
+
+def load(folder: Path) -> Logits:
+    """The saved network as a function (task, uint8 images) -> logits; raises FileError."""
+    return headed.load(folder, PackedNet)

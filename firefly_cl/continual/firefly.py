@@ -26,6 +26,7 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.gates.pruning import GatePruning
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
 from firefly_cl.scenarios import images_of
@@ -49,15 +50,13 @@ class Options:
     restart: bool = Plan.restart
     patience: float = Plan.patience
     criterion: str = Plan.criterion
+    prune_at: str = ""
+    lam: float = GatePruning.lam
+    gate_cost: str = GatePruning.cost
+    gate_epochs: int = GatePruning.epochs
 
     def plan(self) -> Plan:
         """As a plan; raises ConfigurationError."""
-        try:
-            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
-        except ValueError:
-            raise ConfigurationError(
-                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
-            ) from None
         return Plan(
             seed=self.seed,
             early=self.early,
@@ -66,11 +65,22 @@ class Options:
             start=self.start,
             growth=self.growth,
             cost=self.cost,
-            grow_at=shares,
+            grow_at=_shares("grow-at", self.grow_at),
             restart=self.restart,
             patience=self.patience,
             criterion=self.criterion,
+            prune_at=_shares("prune-at", self.prune_at),
+            gates=GatePruning(lam=self.lam, cost=self.gate_cost, epochs=self.gate_epochs),
         )
+
+
+def _shares(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(share) for share in text.split(",") if share.strip())
+    except ValueError:
+        raise ConfigurationError(
+            f"option {option} is {text!r}: give shares of the epochs such as 0.2,0.4"
+        ) from None
 
 
 class FireflyLearner:
@@ -118,22 +128,25 @@ class FireflyLearner:
 
     @property
     def growth_events(self) -> list[dict[str, object]]:
-        """What every growth step did, since the learner was made or taken up."""
+        """What every growth step and every pruning did, since the learner was made or taken up."""
         return self.strategy.firefly.events
 
     def train(self, experience: Any) -> None:
         """Learn the next experience; raises DivergenceError or DataError."""
         start = time.perf_counter()
         images_of(experience.dataset).require_classes()
-        grown = self.strategy.firefly.seconds["grow"]
+        before = dict(self.strategy.firefly.seconds)
         devices = [self.setup.device] if self.setup.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(experience_seed(self.setup.seed, self.tasks_trained))
             self.strategy.train(experience, eval_streams=[])
         self.tasks_trained += 1
-        grown = self.strategy.firefly.seconds["grow"] - grown
-        self.seconds["grow"] += grown
-        self.seconds["train"] += time.perf_counter() - start - grown
+        edited = 0.0
+        for phase, total in self.strategy.firefly.seconds.items():
+            spent = total - before.get(phase, 0.0)
+            self.seconds[phase] += spent
+            edited += spent
+        self.seconds["train"] += time.perf_counter() - start - edited
 
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.gates.pruning import GatePruning
 from firefly_cl.growth.budget import COSTS
 from firefly_cl.network import FireflyNet
 
@@ -29,6 +30,8 @@ class Plan:
     epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
     patience: stop growing in a task once the validation loss fell by less than this share of
     itself since the step before. criterion, settings: which growth criterion, and its own.
+    prune_at: shares of a task's epochs after which `gates` remove some of its own units; `restart`
+    counts for these too.
     validation: held out of an experience that comes without a validation stream.
     """
 
@@ -44,6 +47,8 @@ class Plan:
     patience: float = 0.01
     criterion: str = "firefly"
     settings: Mapping[str, float] = field(default_factory=dict)
+    prune_at: tuple[float, ...] = ()
+    gates: GatePruning = field(default_factory=GatePruning)
     validation: float = 0.1
 
     def __post_init__(self) -> None:
@@ -59,8 +64,11 @@ class Plan:
             raise ConfigurationError(f"cost {self.cost!r} is unknown: use {', '.join(COSTS)}")
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
-        if any(not 0 < share < 1 for share in self.grow_at):
-            raise ConfigurationError(f"grow_at is {self.grow_at}: shares must lie between 0 and 1")
+        for name in ("grow_at", "prune_at"):
+            if any(not 0 < share < 1 for share in getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}: shares must lie between 0 and 1"
+                )
 
     def seed_widths(self, net: FireflyNet) -> dict[str, int]:
         """Seed units of each growable space for the next task of `net`, at least one each."""

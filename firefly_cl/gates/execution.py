@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from firefly_cl.gates.scaled_sigmoid import Gates
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import POOLINGS, Node
+from firefly_cl.network.layers import GrowableNorm
 
 SILENT = POOLINGS | {
     *("relu", "relu6", "leaky_relu", "elu", "celu", "selu"),
@@ -23,10 +25,13 @@ class GatedExecution(Execution):
     """The newest task's function with each of its units multiplied by its gate.
 
     With all gates 1 it is the task's function; a unit whose gate is 0 is as good as pruned.
+    by_batch: normalise the task's own channels by the batch, in evaluation too; running statistics
+    rest.
     """
 
-    def __init__(self, net: FireflyNet, gates: Gates) -> None:
+    def __init__(self, net: FireflyNet, gates: Gates, by_batch: bool = False) -> None:
         super().__init__(net, net.current)
+        self.by_batch = by_batch
         self.gates = gates.values()
         self.gated = gated_nodes(net, self.gates)
 
@@ -38,6 +43,19 @@ class GatedExecution(Execution):
         new = out["new"]
         gate = self.channel_gates(node, new)
         return {**out, "new": new * gate.view(1, -1, *[1] * (new.dim() - 2))}
+
+    def norm(self, node: Node, value: Streams) -> Streams:
+        """A batch norm, the task's own channels by their statistics or by those of the batch."""
+        if not self.by_batch or "new" not in value:
+            return super().norm(node, value)
+        norm = self.net.layers[node.name]
+        assert isinstance(norm, GrowableNorm)
+        block = norm.block(self.task)
+        assert block is not None
+        old = {stream: x for stream, x in value.items() if stream != "new"}
+        affine = block.weight, block.bias
+        new = F.batch_norm(value["new"], None, None, *affine, True, 0.0, norm.eps)
+        return {**super().norm(node, old), "new": new}
 
     def channel_gates(self, node: Node, like: Tensor) -> Tensor:
         """The gate of each own channel of a node; 1 where its space has none."""

@@ -86,14 +86,18 @@ class GatePruning:
     def search(
         self, net: FireflyNet, batches: Iterable[Any], loss: Loss, autocast: Autocast = nullcontext
     ) -> Gates:
-        """Stage 2: SGD on s alone, of loss + penalty; weights and norm statistics rest."""
+        """Stage 2: SGD on s alone, of loss + penalty; weights and running statistics rest.
+
+        Norms go by the batch: stored statistics are those of a network without gates, and behind
+        several norms that still expect twice as much nothing would be left to learn from.
+        """
         gates = Gates(net, prunable_spaces(net))
         prices = unit_prices(net, list(gates.s), self.cost)
         leaves = list(gates.s.values())
         optimizer = torch.optim.SGD(leaves, self.learning_rate, self.momentum)
 
         def model(x: Tensor) -> Tensor:
-            return GatedExecution(net, gates).run(x)
+            return GatedExecution(net, gates, by_batch=True).run(x)
 
         with evaluation(net):
             for delta in annealing(self.first, self.last, self.epochs):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from growing_nets import (
     NAMES,
     VARIED,
+    assert_same_state,
     images,
     net_of,
     seeded,
@@ -190,6 +191,30 @@ def test_the_gradient_of_s_is_that_of_finite_differences(name: str, tasks: int) 
                 s[unit] -= shift
             slope = (ends[0] - ends[1]) / (2 * step)
             assert slope == pytest.approx(float(gradient[unit]), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("name", VARIED)
+def test_norms_by_the_batch_are_those_of_training_and_record_nothing(name: str, tasks: int) -> None:
+    net, x = first_or_second(name, tasks), images(4)
+    before = snapshot(net)
+    with torch.no_grad():
+        found = GatedExecution(net, gates_of(net), by_batch=True).run(x)
+    assert_same_state(net, before)
+    assert torch.allclose(found, ran(net, None, x, True), rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+def test_half_open_gates_leave_a_chain_of_norms_what_it_was() -> None:
+    net, x = net_of("mlp-bn"), images(6)
+    for node in net.nodes:
+        if node.kind == "norm":
+            net.layers[node.name].eps = 1e-12  # type: ignore[assignment]
+    head = net.layers[next(n.name for n in net.nodes if n.kind == "head")]
+    bias = head.block(0).bias  # type: ignore[union-attr, operator]
+    half = GatedExecution(net, Gates(net, net.growable_spaces()), by_batch=True).run(x)
+    whole = GatedExecution(net, gates_of(net), by_batch=True).run(x)
+    assert torch.allclose(half - bias, (whole - bias) / 2, rtol=1e-6, atol=1e-8)
 
 
 def test_gates_follow_the_units_that_there_are() -> None:

@@ -1,4 +1,4 @@
-"""The command line: firefly-cl run, grow, list, report, verify."""
+"""The command line: firefly-cl run, grow, prune, list, report, verify."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from firefly_cl.commands import Command, Grow, List, Report, Run, Verify
+from firefly_cl.commands import Command, Grow, List, Prune, Report, Run, TrainingCommand, Verify
 from firefly_cl.errors import ConfigurationError, FileError, FireflyError
 
 if TYPE_CHECKING:
@@ -35,7 +35,14 @@ def _parse(arguments: Sequence[str]) -> Command:
     try:
         with contextlib.redirect_stderr(box):
             command: Command = tyro.extras.subcommand_cli_from_dict(
-                {"run": Run, "grow": Grow, "list": List, "report": Report, "verify": Verify},
+                {
+                    "run": Run,
+                    "grow": Grow,
+                    "prune": Prune,
+                    "list": List,
+                    "report": Report,
+                    "verify": Verify,
+                },
                 prog="firefly-cl",
                 description="Continual learning by networks that grow and forget nothing.",
                 args=arguments,
@@ -69,7 +76,7 @@ def execute(command: Command) -> int:
     # Avalanche imports a solver that we never call, and it warns that it is not installed.
     warnings.filterwarnings("ignore", message="no QP solver found")
     try:
-        if isinstance(command, Run | Grow):
+        if isinstance(command, TrainingCommand):
             return _train(command, outcomes)
         if isinstance(command, List):
             return _list(command)
@@ -109,7 +116,7 @@ def _report_error(command: Command, message: str) -> str:
 
 
 def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
-    if not isinstance(command, Run | Grow):
+    if not isinstance(command, TrainingCommand):
         return "interrupted"
     return (
         f"interrupted after {len(outcomes)} finished runs, kept in {command.out}: "
@@ -117,7 +124,7 @@ def _interrupted(command: Command, outcomes: Sequence[Outcome]) -> str:
     )
 
 
-def _train(command: Run | Grow, outcomes: list[Outcome]) -> int:
+def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.environment import default_threads, use_threads
     from firefly_cl.benchmark.plan import (
         cells_of,
@@ -160,7 +167,7 @@ def _train(command: Run | Grow, outcomes: list[Outcome]) -> int:
     return _conclude(command, outcomes)
 
 
-def _requests(command: Run | Grow) -> list[tuple[Request, Path]]:
+def _requests(command: TrainingCommand) -> list[tuple[Request, Path]]:
     """What to run, and the folder that keeps it."""
     from firefly_cl.benchmark.plan import Request, parse_names, parse_seeds
 
@@ -186,6 +193,8 @@ def _requests(command: Run | Grow) -> list[tuple[Request, Path]]:
     )
     if isinstance(command, Run):
         return [(common, command.out)]
+    if isinstance(command, Prune):
+        return _sweep(command, common)
     from firefly_cl.benchmark.rounds import growth_requests
     from firefly_cl.growth import CRITERIA
 
@@ -201,7 +210,18 @@ def _requests(command: Run | Grow) -> list[tuple[Request, Path]]:
     ]
 
 
-def _conclude(command: Run | Grow, outcomes: Sequence[Outcome]) -> int:
+def _sweep(command: Prune, common: Request) -> list[tuple[Request, Path]]:
+    from firefly_cl.benchmark.sweep import parse_lams, pruning_requests
+
+    lams = parse_lams(command.lam)
+    requests = pruning_requests(
+        common, command.data, lams, command.rounds, command.cost, command.gate_epochs
+    )
+    folders = [command.out / f"lam-{lam:g}" for lam in lams]
+    return list(zip(requests, folders, strict=True))
+
+
+def _conclude(command: TrainingCommand, outcomes: Sequence[Outcome]) -> int:
     from firefly_cl.benchmark.report import print_tables, summaries
 
     kept = [outcome.record for outcome in outcomes if outcome.record is not None]

@@ -54,13 +54,27 @@ class _Rounds:
 
 
 @dataclass(frozen=True)
+class _Sweep:
+    data: str = "digits"
+    """digits, cifar10, cifar100, or folder: images in --data-dir, see docs/scenarios.md."""
+    lam: Names = "1e-4"
+    """Price of a unit in terms of the loss, or several to sweep, with commas between."""
+    cost: str = "units"
+    """What makes a unit dear: units, parameters or flops."""
+    rounds: int = 1
+    """Searches of gates; training goes before, between and after them."""
+    gate_epochs: int = 10
+    """Epochs of one search, in which gates alone are trained."""
+
+
+@dataclass(frozen=True)
 class _Training:
     """What every command that trains takes."""
 
     seeds: Names = "0"
     """Seeds, with commas between: class order, validation split, weights, batches."""
     epochs: Count = None
-    """Epochs of each task (`run`) or each round (`grow`)."""
+    """Epochs of each task (`run`), or of each training between changes (`grow`, `prune`)."""
     backbone: Name = None
     """Network to learn with; `firefly-cl list` shows the backbones."""
     width: Number = None
@@ -124,6 +138,18 @@ class Grow(_Training, _Rounds):
 
 
 @dataclass(frozen=True)
+class Prune(_Training, _Sweep):
+    """Prune a network on one dataset by gates, at one price of a unit or at several.
+
+    Every price gets the same network and epochs. Each run is kept in
+    OUT/lam-<price>/<scenario>/firefly-seed<k>; one that is finished there is not repeated.
+    """
+
+    out: Path = Path("pruning")
+    """Folder that keeps the runs."""
+
+
+@dataclass(frozen=True)
 class List:
     """Show the scenarios, strategies, growth criteria and backbones."""
 
@@ -161,4 +187,5 @@ class Verify:
     """Show the traceback of an error."""
 
 
-Command = Run | Grow | List | Report | Verify
+TrainingCommand = Run | Grow | Prune
+Command = TrainingCommand | List | Report | Verify

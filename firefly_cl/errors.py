@@ -29,6 +29,10 @@ class BudgetTooSmall(EditError):
     """A growth budget that does not pay for one unit; the message says what the cheapest costs."""
 
 
+class NothingToPrune(EditError):
+    """A task that has no unit to lose."""
+
+
 class SpaceFixed(EditError):
     """The space is a network input or a head and can neither grow nor shrink."""
 

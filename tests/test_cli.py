@@ -118,8 +118,8 @@ def test_mistakes_are_answered_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "one of {run, grow, list, report, verify}"),
-        (["rnu"], "rnu; available subcommands: run, grow, list, report, verify"),
+        ([], "one of {run, grow, prune, list, report, verify}"),
+        (["rnu"], "rnu; available subcommands: run, grow, prune, list, report, verify"),
         (["run", "--epochs", "many"], "--epochs"),
         (["run", "--epoch", "3"], "--epoch, 3; did you mean --epochs?"),
         (["run", "one", "two"], "two"),

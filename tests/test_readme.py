@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = {
     "run": cli.Run,
     "grow": cli.Grow,
+    "prune": cli.Prune,
     "list": cli.List,
     "report": cli.Report,
     "verify": cli.Verify,

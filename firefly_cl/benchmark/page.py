@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.frontier import FRONTIERS
 from firefly_cl.benchmark.quantities import percent
 from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
@@ -28,6 +29,10 @@ _CAPTIONS = {
     "rounds-flops": "The same against the operations of one image.",
     "rounds": "Validation accuracy before each growth step and at the end, against the size then; "
     "bands are a standard deviation over seeds, left out where there are many lines.",
+    "frontier": "Validation accuracy of the pruned and tuned networks against their size, at each "
+    "price of a unit; bars are a standard deviation over seeds. Hollow: before pruning, after the "
+    "first training alone.",
+    "frontier-flops": "The same against the operations of one image.",
 }
 
 _NOTE = (
@@ -38,6 +43,10 @@ _GROWTH_NOTE = (
     "Mean and sample standard deviation over seeds. Obtained: the decrease of the loss on training "
     "batches by growth steps, in percent of what the criterion had promised; step: seconds of one "
     "growth step; time of all phases of one seed."
+)
+_PRUNING_NOTE = (
+    "Mean and sample standard deviation over seeds. Kept: floats in percent of what the network "
+    "held before pruning; time of all phases of one seed."
 )
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.
@@ -75,7 +84,7 @@ def write_page(path: Path, groups: Sequence[ScenarioSummary]) -> list[Path]:
     sections = []
     for group in groups:
         figures = []
-        for name, (title, draw) in plots.FIGURES.items():
+        for name, (title, draw) in {**plots.FIGURES, **FRONTIERS}.items():
             wide, narrow = draw(group, plots.WIDE), draw(group, plots.NARROW)
             if wide is None or narrow is None:
                 continue
@@ -127,7 +136,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
         [
             f"<section>\n<h2>{html.escape(group.title)}</h2>",
             _table(columns, [*rows, *group.published_rows()]),
-            f'<p class="note">{_GROWTH_NOTE if group.grows else _NOTE}</p>',
+            f'<p class="note">{_note(group)}</p>',
             *_sources(group),
             *figures,
             _by_task(group),
@@ -135,6 +144,12 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
             "</section>",
         ]
     )
+
+
+def _note(group: ScenarioSummary) -> str:
+    if group.prunes:
+        return _PRUNING_NOTE
+    return _GROWTH_NOTE if group.grows else _NOTE
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -38,7 +38,7 @@ class Size:
 WIDE = Size("wide", 7.6, 4)
 NARROW = Size("narrow", 3.55, 2)
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8.5,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": GRID,
@@ -69,7 +69,7 @@ Draw = Callable[[ScenarioSummary, Size], "Figure | None"]
 
 def accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
     """Average test accuracy over the tasks seen so far; bands are a standard deviation of seeds."""
-    if group.grows:
+    if group.grows or group.prunes:
         return None
     curves = {summary.label: summary.curves() for summary in group.summaries}
     return _lines(group, size, curves, "accuracy, tasks so far (%)", 100.0, 100.0)
@@ -77,7 +77,7 @@ def accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
 
 def size_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
     """Floats needed to answer the tasks so far."""
-    if group.grows:
+    if group.grows or group.prunes:
         return None
     curves = {
         summary.label: [list(record.parameters_by_task) for record in summary.records]
@@ -92,7 +92,7 @@ def size_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
 
 def accuracy_matrices(group: ScenarioSummary, size: Size) -> Figure | None:
     """Accuracy of every task (across) after every task (down), one panel for each strategy."""
-    if group.grows:
+    if group.grows or group.prunes:
         return None
     matrices = [summary.matrix() for summary in group.summaries]
     tasks = len(group.tasks())
@@ -103,7 +103,7 @@ def accuracy_matrices(group: ScenarioSummary, size: Size) -> Figure | None:
     low = min(low, 90)
     side = min(size.width / columns, 2.4)
     height = rows * (side + 0.2) + 0.7 if columns > 2 else rows * (side + 0.05) + 0.65
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(size.width, height), layout="compressed")
         grid = figure.subplots(rows, columns, squeeze=False)
         panels = [axes for row in grid for axes in row]
@@ -153,7 +153,7 @@ def layer_widths(group: ScenarioSummary, size: Size) -> Figure | None:
     colours = _owner_colours(tasks)
     layers = [list(_widths(summary).items()) for summary in growing]
     bar = 0.19
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         heights = [max(0.7, bar * len(found)) for found in layers]
         figure = Figure(
             figsize=(size.width, sum(heights) + 0.5 * len(layers) + 0.75), layout="constrained"
@@ -254,7 +254,7 @@ def _lines(
     longest = max(len(_short(name, 30)) for name in curves)
     columns = min(len(curves), max(1, int(size.width * 14) // (longest + 6)))
     legend_rows = -(-len(curves) // columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         height = (3.1 if size.panels > 2 else 2.5) + 0.2 * legend_rows
         figure = Figure(figsize=(size.width, height), layout="constrained")
         axes = figure.subplots()

@@ -31,6 +31,10 @@ class Preset:
             changes[name] = {**getattr(self, name), **changes.get(name, {})}
         return replace(self, **changes)
 
+    def with_options(self, **options: str) -> Preset:
+        """The preset with further options."""
+        return replace(self, options={**self.options, **options})
+
 
 # One recipe for all strategies. Images are few (2,250 a task): mixed batches and long training
 # gave the most, width little. Turning and zooming, which blur, cost large carnivores
@@ -105,6 +109,28 @@ GROWTH: Mapping[str, Preset] = {
     "split-cifar10": _THIN,
     "split-cifar100": _THIN,
     "image-folder": _THIN,
+}
+
+_WIDE = Preset(
+    backbone="vgg16",
+    width=0.25,
+    recipe={"epochs": 40, "batch_size": 128, "learning_rate": 0.1},
+)
+
+PRUNING: Mapping[str, Preset] = {
+    # A training of `prune`: networks with units to spare, on all classes at once; not tuned.
+    "split-digits": Preset(
+        backbone="mlp",
+        constant_width=64,
+        recipe={
+            "epochs": 10,
+            "batch_size": 32,
+            "augmentation": {"crop_padding": 1, "flip": False},
+        },
+    ),
+    "split-cifar10": _WIDE,
+    "split-cifar100": _WIDE,
+    "image-folder": _WIDE,
 }
 
 

@@ -33,6 +33,12 @@ GROWTH_COLUMNS = (
 """Of networks grown on one task: the decrease of the loss that growth steps obtained, in percent of
 the predicted one, and the seconds of one step."""
 
+PRUNING_COLUMNS = ("price", "seeds", "accuracy %", "floats", "FLOPs", "kept %", "step", "time")
+"""Of networks pruned on one task: floats in percent of those before, seconds of one search."""
+
+PRICE = "lam"
+"""The option of pruning that a sweep goes through."""
+
 _SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
 
 
@@ -75,7 +81,7 @@ class Summary:
 
     def growth_row(self) -> tuple[str, ...]:
         """The cells under GROWTH_COLUMNS."""
-        events = [event for record in self.records for event in record.growth_events]
+        events = self._events("predicted_decrease")
         predicted = sum(event["predicted_decrease"] for event in events)
         obtained = sum(event.get("obtained_decrease", 0.0) for event in events)
         spent = sum(record.seconds.get("grow", 0.0) for record in self.records)
@@ -89,6 +95,26 @@ class Summary:
             duration(spent / len(events)) if events else "-",
             duration(self.seconds()),
         )
+
+    def pruning_row(self) -> tuple[str, ...]:
+        """The cells under PRUNING_COLUMNS."""
+        events = self._events("removed")
+        before = [record.growth_events[0]["parameters_before"] for record in self.records]
+        spent = sum(record.seconds.get("prune", 0.0) for record in self.records)
+        return (
+            self.label,
+            str(len(self.records)),
+            percent_over([record.average_accuracy for record in self.records]),
+            count(self.mean("parameters")),
+            count(self.flops()),
+            f"{100 * self.mean('parameters') / statistics.fmean(before):.1f}",
+            duration(spent / len(events)),
+            duration(self.seconds()),
+        )
+
+    def _events(self, told: str) -> list[Mapping[str, Any]]:
+        """Events of all seeds that tell something: of growth steps or of prunings."""
+        return [e for record in self.records for e in record.growth_events if told in e]
 
     def matrix(self) -> list[list[float | None]]:
         """Mean over seeds of the accuracy matrix."""
@@ -115,11 +141,24 @@ class ScenarioSummary:
     @property
     def grows(self) -> bool:
         """Whether it is about growth on one task rather than about a stream of tasks."""
+        return self._does_nothing_but("predicted_decrease")
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it is about pruning on one task rather than about a stream of tasks."""
+        return self._does_nothing_but("removed")
+
+    def _does_nothing_but(self, told: str) -> bool:
         records = [record for summary in self.summaries for record in summary.records]
-        return len(self.tasks()) == 1 and all(record.growth_events for record in records)
+        return len(self.tasks()) == 1 and all(
+            record.growth_events and all(told in event for event in record.growth_events)
+            for record in records
+        )
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The heads of its columns, and one row for each summary."""
+        if self.prunes:
+            return PRUNING_COLUMNS, [summary.pruning_row() for summary in self.summaries]
         if self.grows:
             return GROWTH_COLUMNS, [summary.growth_row() for summary in self.summaries]
         return COLUMNS, [summary.row() for summary in self.summaries]
@@ -205,7 +244,7 @@ def _by_strategy(records: Sequence[Record]) -> list[Summary]:
     for group in groups:
         strategy = group[0].configuration["strategy"]
         rivals = [other for other in groups if other[0].configuration["strategy"] == strategy]
-        label = _label(group[0].configuration, [rival[0].configuration for rival in rivals])
+        label = label_among(group[0].configuration, [rival[0].configuration for rival in rivals])
         found.append(Summary(label, _one_of_each_seed(group)))
     found.sort(key=lambda summary: (-summary.mean("average_accuracy"), summary.label))
     return found
@@ -216,7 +255,7 @@ def _one_of_each_seed(records: Sequence[Record]) -> list[Record]:
     return list({record.seed: record for record in records}.values())
 
 
-def _label(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
+def label_among(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
     """The strategy, with the settings in which it differs from its rivals of the same name."""
     strategy = str(configuration["strategy"])
     if len(rivals) == 1:
@@ -227,6 +266,8 @@ def _label(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]
         for name in dict.fromkeys(name for rival in theirs for name in rival)
         if name != "seed" and len({json.dumps(rival.get(name)) for rival in theirs}) > 1
     ]
+    if names == [f"options.{PRICE}"]:
+        return f"{PRICE} {mine.get(names[0])}"
     if "options.criterion" in names:
         names.remove("options.criterion")
         strategy = str(mine.get("options.criterion", strategy))

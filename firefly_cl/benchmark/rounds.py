@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from firefly_cl.benchmark.plan import Request, scoped
@@ -15,7 +15,18 @@ DATASETS = {
     "cifar100": "split-cifar100",
     "folder": "image-folder",
 }
-"""Datasets of `grow` and the scenarios that hold them, here learnt in one task."""
+"""Datasets of `grow` and `prune`, and the scenarios that hold them, here learnt in one task."""
+
+
+def one_task(common: Request, data: str, presets: Mapping[str, Preset]) -> tuple[str, Preset]:
+    """The scenario of a dataset and its preset, as wide as asked; raises ConfigurationError."""
+    if data not in DATASETS:
+        raise ConfigurationError(f"--data is {data!r}: choose from {', '.join(DATASETS)}")
+    scenario = DATASETS[data]
+    preset = presets[scenario]
+    if common.width is not None and common.constant_width is None:
+        preset = replace(preset, constant_width=None)
+    return scenario, preset
 
 
 def growth_requests(
@@ -29,18 +40,13 @@ def growth_requests(
     """
     from firefly_cl.growth import CRITERIA
 
-    if data not in DATASETS:
-        raise ConfigurationError(f"--data is {data!r}: choose from {', '.join(DATASETS)}")
+    scenario, preset = one_task(common, data, GROWTH)
     if rounds < 1:
         raise ConfigurationError(f"--rounds is {rounds}: give 1 or more")
     if not 0 < growth <= 10:
         raise ConfigurationError(f"--growth is {growth}: give a share above 0, such as 0.25")
     for criterion in criteria:
         CRITERIA.describe(criterion)
-    scenario = DATASETS[data]
-    preset = GROWTH[scenario]
-    if common.width is not None and common.constant_width is None:
-        preset = replace(preset, constant_width=None)
     epochs = common.epochs if common.epochs is not None else preset.recipe["epochs"]
     shares = ",".join(f"{(step + 1) / (rounds + 1):.9f}" for step in range(rounds))
     return [
@@ -50,8 +56,7 @@ def growth_requests(
             strategies=("firefly",),
             split_into=1,
             epochs=epochs * (rounds + 1),
-            preset=_with_options(
-                preset,
+            preset=preset.with_options(
                 criterion=criterion,
                 growth=str(growth),
                 cost=cost,
@@ -66,7 +71,3 @@ def growth_requests(
         )
         for criterion in criteria
     ]
-
-
-def _with_options(preset: Preset, **options: str) -> Preset:
-    return replace(preset, options={**preset.options, **options})

@@ -47,6 +47,7 @@ def run_cells(
     others; any other error does. Raises FireflyError.
     """
     waiting: list[tuple[Cell, Path]] = []
+    earlier = len(outcomes)
     for cell in cells:
         folder = cell.folder(out)
         check_writable(folder)
@@ -55,7 +56,7 @@ def run_cells(
             waiting.append((cell, folder))
         else:
             outcomes.append(Outcome(cell, folder, record, skipped=True))
-    for outcome in outcomes:
+    for outcome in outcomes[earlier:]:
         display.skipped(outcome.cell, outcome.folder)
     if not waiting:
         return

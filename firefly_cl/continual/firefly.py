@@ -80,22 +80,25 @@ class FireflyLearner:
 
     @property
     def growth_events(self) -> list[dict[str, object]]:
-        """What every growth step did, since the learner was made or taken up."""
+        """What every growth step and every pruning did, since the learner was made or taken up."""
         return self.strategy.firefly.events
 
     def train(self, experience: Any) -> None:
         """Learn the next experience; raises DivergenceError or DataError."""
         start = time.perf_counter()
         images_of(experience.dataset).require_classes()
-        grown = self.strategy.firefly.seconds["grow"]
+        before = dict(self.strategy.firefly.seconds)
         devices = [self.setup.device] if self.setup.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(experience_seed(self.setup.seed, self.tasks_trained))
             self.strategy.train(experience, eval_streams=[])
         self.tasks_trained += 1
-        grown = self.strategy.firefly.seconds["grow"] - grown
-        self.seconds["grow"] += grown
-        self.seconds["train"] += time.perf_counter() - start - grown
+        edited = 0.0
+        for phase, total in self.strategy.firefly.seconds.items():
+            spent = total - before.get(phase, 0.0)
+            self.seconds[phase] += spent
+            edited += spent
+        self.seconds["train"] += time.perf_counter() - start - edited
 
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""

@@ -1,10 +1,11 @@
-"""Growth inside a task's training: when it happens, on what data, and when it stops."""
+"""Growth and pruning inside a task's training: when, on what data, and when growth stops."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import BudgetTooSmall, ConfigurationError
+from firefly_cl.errors import BudgetTooSmall, ConfigurationError, NothingToPrune
 from firefly_cl.growth.budget import LATENCY, Budget, own_cost
-from firefly_cl.growth.criterion import Growth, criterion_of
+from firefly_cl.growth.criterion import Autocast, Growth, Loss, criterion_of
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.modes import evaluation
@@ -37,9 +38,9 @@ class FireflyPlugin(SupervisedPlugin):
     stream or, where there is none, a share held out of the experience's own training images.
 
     `latency` holds the timings that growth was charged by, where it is counted in latency.
-    `events` tells what every growth step did; `seconds` adds up per phase. `budget` is the
-    number of floats that the network may hold (none: no limit); what is left of it is shared
-    equally by the tasks that the stream has left.
+    `events` tells what every growth step and every pruning did; `seconds` adds up per phase.
+    `budget` is the number of floats that the network may hold (none: no limit); what is left of
+    it is shared equally by the tasks that the stream has left.
     """
 
     def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
@@ -53,12 +54,13 @@ class FireflyPlugin(SupervisedPlugin):
             file = self.plan.latency
             self.latency = LatencyTable.load(Path(file)) if file else LatencyTable()
         self.events: list[dict[str, object]] = []
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float, grow=0.0)
         self._held_out: Any = None
         self._validation: list[list[Tensor]] = []
         self._limit: int | None = None
         self._epoch = 0
         self._due: set[int] = set()
+        self._prunings: set[int] = set()
         self._rounds: list[int] = []
         self._at_first: float = 0
         self._steps = 0
@@ -88,15 +90,14 @@ class FireflyPlugin(SupervisedPlugin):
         net = _model(strategy).net
         _train_only(strategy.optimizer, net.trainable())
         epochs = strategy.train_epochs
-        self._due = {
-            epoch for share in self.plan.grow_at if 0 < (epoch := round(share * epochs)) < epochs
-        }
-        self._rounds = [0, *sorted(self._due), epochs]
+        self._due = _epochs_at(self.plan.grow_at, epochs)
+        self._prunings = _epochs_at(self.plan.prune_at, epochs)
+        self._rounds = [0, *sorted(self._due | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
         self._validation = list(self._loader(strategy)) if self._held_out is not None else []
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
-        """Begin the schedule of the learning rate anew after each growth step, if so planned."""
+        """Begin the schedule of the learning rate anew after each change, if so planned."""
         training = _training(strategy)
         if not self.plan.restart or training is None or self._epoch not in self._rounds[:-1]:
             return
@@ -104,10 +105,14 @@ class FireflyPlugin(SupervisedPlugin):
         training.start_schedule((end - self._epoch) * len(strategy.dataloader))
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
-        """Grow if the schedule and the validation loss say so."""
+        """Grow if the schedule and the validation loss say so; prune if the schedule does."""
         self._epoch += 1
-        if self._epoch not in self._due:
-            return
+        if self._epoch in self._due:
+            self._grow_or_stop(strategy)
+        if self._epoch in self._prunings:
+            self.prune(strategy)
+
+    def _grow_or_stop(self, strategy: Any) -> None:
         started = time.perf_counter()
         net = _model(strategy).net
         loss, accuracy = self.validate(strategy)
@@ -116,14 +121,7 @@ class FireflyPlugin(SupervisedPlugin):
                 self._due = set()
                 return
         self._last_loss = loss
-        event: dict[str, object] = {
-            "task": net.current,
-            "epoch": self._epoch,
-            "validation_loss": loss,
-            "validation_accuracy": accuracy,
-            "parameters_before": floats(net),
-            "flops_before": flops(net),
-        }
+        event = self._event(net, loss, accuracy)
         growth = self.grow(strategy)
         self.seconds["grow"] += time.perf_counter() - started
         if growth is not None:
@@ -139,6 +137,19 @@ class FireflyPlugin(SupervisedPlugin):
                     **self._timed(net),
                 }
             )
+
+    def _event(
+        self, net: FireflyNet, loss: float | None, accuracy: float | None
+    ) -> dict[str, object]:
+        """What is told of the network before it changes."""
+        return {
+            "task": net.current,
+            "epoch": self._epoch,
+            "validation_loss": loss,
+            "validation_accuracy": accuracy,
+            "parameters_before": floats(net),
+            "flops_before": flops(net),
+        }
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Freeze the task."""
@@ -176,17 +187,7 @@ class FireflyPlugin(SupervisedPlugin):
         if amount <= 0 or amount < least or (room is not None and room < 1):
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
-        training = _training(strategy)
-
-        def autocast() -> AbstractContextManager[Any]:
-            if training is None:
-                return nullcontext()
-            return Precision.of(training.recipe, strategy.device).forward(strategy.device)
-
-        def loss(model: Any, batch: list[Tensor]) -> Tensor:
-            x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
-            value: Tensor = strategy._criterion(model(x).float(), y)
-            return value
+        loss, autocast = _loss(strategy), _autocast(strategy)
 
         def mean_loss() -> float:
             with torch.no_grad(), evaluation(net), autocast():
@@ -209,6 +210,31 @@ class FireflyPlugin(SupervisedPlugin):
             migrate(strategy.optimizer, edit)
         self._obtained = before - mean_loss()
         return growth
+
+    def prune(self, strategy: Any) -> None:
+        """Remove own units of the newest task by gates, searched on training images."""
+        started = time.perf_counter()
+        net = _model(strategy).net
+        event = self._event(net, *self.validate(strategy))
+        gates, data = self.plan.gates, strategy.dataloader
+        try:
+            pruning = gates.prune(net, data, _loss(strategy), _autocast(strategy))
+        except NothingToPrune:
+            return
+        for edit in pruning.edits:
+            migrate(strategy.optimizer, edit)
+        self.seconds["prune"] += time.perf_counter() - started
+        self.events.append(
+            {
+                **event,
+                "kinds": {"prune": sum(pruning.removed.values())},
+                "removed": pruning.removed,
+                "kept": pruning.kept,
+                "indecision": pruning.indecision,
+                "parameters": floats(net),
+                "flops": flops(net),
+            }
+        )
 
     @torch.no_grad()
     def validate(self, strategy: Any) -> tuple[float | None, float | None]:
@@ -244,6 +270,33 @@ class FireflyPlugin(SupervisedPlugin):
     def _generator(self, strategy: Any) -> torch.Generator:
         task = _model(strategy).net.current
         return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
+
+
+def _epochs_at(shares: Sequence[float], epochs: int) -> set[int]:
+    return {epoch for share in shares if 0 < (epoch := round(share * epochs)) < epochs}
+
+
+def _loss(strategy: Any) -> Loss:
+    """The strategy's criterion on one of its batches."""
+
+    def loss(model: Any, batch: list[Tensor]) -> Tensor:
+        x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+        value: Tensor = strategy._criterion(model(x).float(), y)
+        return value
+
+    return loss
+
+
+def _autocast(strategy: Any) -> Autocast:
+    """The precision of the recipe, where there is one."""
+    training = _training(strategy)
+
+    def autocast() -> AbstractContextManager[Any]:
+        if training is None:
+            return nullcontext()
+        return Precision.of(training.recipe, strategy.device).forward(strategy.device)
+
+    return autocast
 
 
 def _training(strategy: Any) -> TrainingPlugin | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from firefly_cl.continual.learner import read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.gates.pruning import GatePruning
 from firefly_cl.growth.budget import check_cost
 from firefly_cl.network import FireflyNet
 
@@ -32,7 +33,10 @@ class Plan:
     epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
     patience: stop growing in a task once the validation loss fell by less than this share of
     itself since the step before. criterion, settings: which growth criterion, and its own, as
-    values or text. validation: held out of an experience that comes without a validation stream.
+    values or text.
+    prune_at: shares of a task's epochs after which `gates` remove some of its own units; `restart`
+    counts for these too.
+    validation: held out of an experience that comes without a validation stream.
     """
 
     seed: float = 0.25
@@ -48,6 +52,8 @@ class Plan:
     patience: float = 0.01
     criterion: str = "firefly"
     settings: Mapping[str, float | str] = field(default_factory=dict)
+    prune_at: tuple[float, ...] = ()
+    gates: GatePruning = field(default_factory=GatePruning)
     validation: float = 0.1
 
     def __post_init__(self) -> None:
@@ -62,8 +68,11 @@ class Plan:
         check_cost(self.cost)
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
-        if any(not 0 < share < 1 for share in self.grow_at):
-            raise ConfigurationError(f"grow_at is {self.grow_at}: shares must lie between 0 and 1")
+        for name in ("grow_at", "prune_at"):
+            if any(not 0 < share < 1 for share in getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)}: shares must lie between 0 and 1"
+                )
 
     def seed_widths(self, net: FireflyNet) -> dict[str, int]:
         """Seed units of each growable space for the next task of `net`, at least one each."""
@@ -125,15 +134,13 @@ class Options:
     restart: bool = Plan.restart
     patience: float = Plan.patience
     criterion: str = Plan.criterion
+    prune_at: str = ""
+    lam: float = GatePruning.lam
+    gate_cost: str = GatePruning.cost
+    gate_epochs: int = GatePruning.epochs
 
     def plan(self, settings: Mapping[str, str]) -> Plan:
         """As a plan, with settings of the criterion; raises ConfigurationError."""
-        try:
-            shares = tuple(float(share) for share in self.grow_at.split(",") if share.strip())
-        except ValueError:
-            raise ConfigurationError(
-                f"option grow-at is {self.grow_at!r}: give shares of the epochs such as 0.2,0.4"
-            ) from None
         return Plan(
             seed=self.seed,
             early=self.early,
@@ -143,12 +150,23 @@ class Options:
             growth=self.growth,
             cost=self.cost,
             latency=self.latency,
-            grow_at=shares,
+            grow_at=_shares("grow-at", self.grow_at),
             restart=self.restart,
             patience=self.patience,
             criterion=self.criterion,
             settings=settings,
+            prune_at=_shares("prune-at", self.prune_at),
+            gates=GatePruning(lam=self.lam, cost=self.gate_cost, epochs=self.gate_epochs),
         )
+
+
+def _shares(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(share) for share in text.split(",") if share.strip())
+    except ValueError:
+        raise ConfigurationError(
+            f"option {option} is {text!r}: give shares of the epochs such as 0.2,0.4"
+        ) from None
 
 
 def plan_of(options: Mapping[str, str]) -> Plan:

@@ -24,11 +24,11 @@ Loss = Callable[[Model, Any], Tensor]
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
-def finite(value: Tensor) -> Tensor:
+def finite(value: Tensor, where: str = "a growth step") -> Tensor:
     """A loss as it is; raises DivergenceError if it is not finite."""
     if not bool(torch.isfinite(value)):
         raise DivergenceError(
-            f"the loss is {float(value.detach())} in a growth step: lower the learning rate "
+            f"the loss is {float(value.detach())} in {where}: lower the learning rate "
             "or look for damaged inputs"
         )
     return value

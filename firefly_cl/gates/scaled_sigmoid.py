@@ -1,0 +1,51 @@
+"""The gates: one number s for each unit, and a scale that anneals its sigmoid to a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from firefly_cl.errors import EditError
+from firefly_cl.network import FireflyNet
+
+
+class Gates:
+    """z = sigmoid(delta s) for the newest task's own units of some spaces.
+
+    s: (width,) for each space, 0 at first, of the network's dtype; every gate is then 0.5. All
+    layers that write a space (residual ties, depthwise) share its gates. Guo, Wu, Kittler, Feng
+    2021, arXiv 2103.02126.
+    """
+
+    def __init__(self, net: FireflyNet, spaces: Iterable[str]) -> None:
+        """Raise EditError for a space that cannot have gates."""
+        like = next(net.parameters())
+        self.s: dict[str, Tensor] = {}
+        for name in spaces:
+            if name not in net.growable_spaces():
+                raise EditError(
+                    f"space {name!r} cannot have gates: choose from "
+                    f"{', '.join(net.growable_spaces())}"
+                )
+            width = net.spaces[name].width(net.current)
+            self.s[name] = like.new_zeros(width).detach().requires_grad_()
+        self.delta = 1.0
+
+    def values(self) -> dict[str, Tensor]:
+        """The gates z by space, (width,) each, in [0, 1]."""
+        return {name: torch.sigmoid(self.delta * s) for name, s in self.s.items()}
+
+    def indecision(self) -> float:
+        """The greatest distance of a gate from the nearer of 0 and 1; 0 where there is none."""
+        with torch.no_grad():
+            gates = [z for z in self.values().values() if len(z)]
+            return max((float(torch.minimum(z, 1 - z).max()) for z in gates), default=0.0)
+
+
+def annealing(first: float, last: float, epochs: int) -> list[float]:
+    """The scale delta of each epoch: geometric from `first` to `last`, or `last` alone."""
+    if epochs == 1:
+        return [last]
+    return [first * (last / first) ** (epoch / (epochs - 1)) for epoch in range(epochs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import runpy
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,8 +87,9 @@ def test_the_toy_grows_far_below_what_one_unit_can_do(
 def test_the_toy_grows_better_by_firefly_than_by_chance(
     toy: Callable[[str | None, int], float],
 ) -> None:
-    firefly, random = (sum(toy(name, seed) for seed in SEEDS) for name in ("firefly", "random"))
-    assert firefly < 0.7 * random
+    # Single seeds go either way; the geometric mean counts each alike.
+    ratios = [toy("firefly", seed) / toy("random", seed) for seed in range(8)]
+    assert statistics.geometric_mean(ratios) < 0.7
 
 
 def test_toy_rbf(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

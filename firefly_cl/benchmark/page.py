@@ -121,7 +121,8 @@ def _svg(figure: Figure, salt: str, title: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # a hundredth of a point is enough
+    # a hundredth of a point is enough, in coordinates: what is written stays as it is
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)
     prefix = re.sub(r"\W", "-", salt)
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = text.replace('"#', f'"#{prefix}-').replace("url(#", f"url(#{prefix}-")
@@ -164,7 +165,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _sources(group: ScenarioSummary) -> list[str]:
-    told = [f"{paper.method}: {paper.source}" for paper in group.published()]
+    methods: dict[str, list[str]] = {}
+    for paper in group.published():
+        methods.setdefault(paper.source, []).append(paper.method)
+    told = [f"{', '.join(names)}: {source}" for source, names in methods.items()]
     return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
 
 

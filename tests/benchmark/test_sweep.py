@@ -26,7 +26,7 @@ COMMAND = [
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruning")
-    command = [*COMMAND, "--lam", "0,0.02", "--out", str(out)]
+    command = [*COMMAND, "--lam", "0,0.0205", "--out", str(out)]
     assert cli.execute(cli._parse(command)) == 0
     return out
 
@@ -59,7 +59,7 @@ def test_every_dataset_has_a_network_to_prune(data: str) -> None:
 
 
 def test_units_are_gone_and_told(pruned: Path) -> None:
-    record = record_of(pruned, "0.02")
+    record = record_of(pruned, "0.0205")
     first, second = record.growth_events
     assert [first["epoch"], second["epoch"]] == [2, 4]
     assert first["parameters_before"] > first["parameters"] == second["parameters_before"]
@@ -78,13 +78,14 @@ def test_a_sweep_is_reported(
     page = tmp_path / "report.html"
     assert cli.execute(cli._parse(["report", str(pruned), "--html", str(page)])) == 0
     printed = capsys.readouterr().out
-    assert "kept %" in printed and "lam 0.02" in printed
+    assert "kept %" in printed and "lam 0.0205" in printed
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("wrote"))
     text = page.read_text(encoding="utf-8")
+    assert ">0.0205</text>" in text
     assert "Accuracy against size, price by price" in text and "Accuracy over tasks" not in text
     for figure in ("frontier", "frontier-flops"):
         assert (tmp_path / f"report-split-digits-{figure}.png").exists()
-    (group,) = summaries([record_of(pruned, lam) for lam in ("0", "0.02")])
+    (group,) = summaries([record_of(pruned, lam) for lam in ("0", "0.0205")])
     columns, rows = group.table()
     assert group.prunes and not group.grows
     assert columns == PRUNING_COLUMNS and all(len(row) == len(columns) for row in rows)
@@ -93,7 +94,7 @@ def test_a_sweep_is_reported(
 def test_what_is_pruned_is_not_pruned_again(
     pruned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [*COMMAND, "--lam", "2e-2,0", "--out", str(pruned), "--json"]
+    command = [*COMMAND, "--lam", "2.05e-2,0", "--out", str(pruned), "--json"]
     assert cli.execute(cli._parse(command)) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [run["skipped"] for run in told["runs"]] == [True, True]

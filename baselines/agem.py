@@ -59,7 +59,7 @@ class ProjectionPlugin(RehearsalPlugin):
                 gradient -= along / length * reference
 
 
-@STRATEGIES.register("agem")
+@STRATEGIES.register("agem", options=AgemOptions)
 def agem(setup: Setup) -> ResumableLearner:
     """Averaged gradient episodic memory; options mem_size and sample_size."""
     options = read_options(setup.options, AgemOptions)

@@ -23,6 +23,7 @@ from firefly_cl.continual.learner import EVALUATION_BATCH, Setup, read_options
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import Images, images_of, normalise
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class DerOptions:
     """
 
     mem_size: int = 2000
-    alpha: float = 0.1
-    beta: float = 0.5
+    alpha: float = searched(0.1, Range(0.03, 3.0, log=True))
+    beta: float = searched(0.5, Range(0.03, 3.0, log=True))
 
     def __post_init__(self) -> None:
         """Check all."""
@@ -86,7 +87,7 @@ class DarkPlugin(RehearsalPlugin):
         return torch.cat(parts)
 
 
-@STRATEGIES.register("der")
+@STRATEGIES.register("der", options=DerOptions)
 def der(setup: Setup) -> ResumableLearner:
     """DER++; options mem_size, alpha and beta."""
     options = read_options(setup.options, DerOptions)

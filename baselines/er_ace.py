@@ -50,7 +50,7 @@ class AsymmetricPlugin(RehearsalPlugin):
             strategy.loss = (strategy.loss + strategy._criterion.unmixed(logits, labels)) / 2
 
 
-@STRATEGIES.register("er-ace")
+@STRATEGIES.register("er-ace", options=ErAceOptions)
 def er_ace(setup: Setup) -> ResumableLearner:
     """Experience replay with asymmetric cross-entropy; option mem_size."""
     options = read_options(setup.options, ErAceOptions)

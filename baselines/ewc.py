@@ -24,6 +24,7 @@ from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.search_space import Choice, Range, searched
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class EwcOptions:
     trials under an older recipe that left no record.
     """
 
-    ewc_lambda: float = 1000.0
-    norm: str = "task"
+    ewc_lambda: float = searched(1000.0, Range(1.0, 1e5, log=True))
+    norm: str = searched("task", Choice(("task", "shared")))
 
     def __post_init__(self) -> None:
         """Check it."""
@@ -82,7 +83,7 @@ class ConsolidationPlugin(EWCPlugin):
         return {name: importance.data for name, importance in importances.items()}
 
 
-@STRATEGIES.register("ewc")
+@STRATEGIES.register("ewc", options=EwcOptions)
 def ewc(setup: Setup) -> ResumableLearner:
     """Elastic weight consolidation; options ewc_lambda and norm."""
     options = read_options(setup.options, EwcOptions)

@@ -18,6 +18,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class OnlineEwcOptions(EwcOptions):
     0.9 is a decay as the paper asks for (below 1); it has not been searched for.
     """
 
-    decay_factor: float = 0.9
+    decay_factor: float = searched(0.9, Range(0.5, 1.0))
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -48,7 +49,7 @@ class OnlinePlugin(ConsolidationPlugin):
         self.springs.replace(self.importances_of(strategy), strategy.model, self.decay_factor)
 
 
-@STRATEGIES.register("ewc-online")
+@STRATEGIES.register("ewc-online", options=OnlineEwcOptions)
 def ewc_online(setup: Setup) -> ResumableLearner:
     """Online EWC; options ewc_lambda, decay_factor and norm."""
     options = read_options(setup.options, OnlineEwcOptions)

@@ -65,7 +65,7 @@ class GdumbLearner(ResumableLearner):
         super().train(experience)
 
 
-@STRATEGIES.register("gdumb")
+@STRATEGIES.register("gdumb", options=GdumbOptions)
 def gdumb(setup: Setup) -> GdumbLearner:
     """GDumb; option mem_size."""
     options = read_options(setup.options, GdumbOptions)

@@ -25,6 +25,7 @@ from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class GemOptions:
 
     mem_size: int = 2000
     sample_size: int = 64
-    memory_strength: float = 0.5
+    memory_strength: float = searched(0.5, Range(0.0, 1.0))
 
     def __post_init__(self) -> None:
         """Check all."""
@@ -115,7 +116,7 @@ def _flat(weights: list[Tensor], gradients: Any) -> Tensor:
     )
 
 
-@STRATEGIES.register("gem")
+@STRATEGIES.register("gem", options=GemOptions)
 def gem(setup: Setup) -> ResumableLearner:
     """Gradient episodic memory; options mem_size, sample_size and memory_strength."""
     options = read_options(setup.options, GemOptions)

@@ -95,7 +95,7 @@ class IcarlLearner(ResumableLearner):
     model_kind = "prototypes"
 
 
-@STRATEGIES.register("icarl")
+@STRATEGIES.register("icarl", options=IcarlOptions)
 def icarl(setup: Setup) -> IcarlLearner:
     """iCaRL; options mem_size, alpha and temperature."""
     options = read_options(setup.options, IcarlOptions)

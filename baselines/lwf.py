@@ -25,14 +25,15 @@ from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
 class LwfOptions:
     """Weight of the distillation, and its temperature: the paper's 1 and 2."""
 
-    alpha: float = 1.0
-    temperature: float = 2.0
+    alpha: float = searched(1.0, Range(0.1, 10.0, log=True))
+    temperature: float = searched(2.0, Range(1.0, 5.0))
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -97,7 +98,7 @@ class DistillationPlugin(SupervisedPlugin):
             self._features = features
 
 
-@STRATEGIES.register("lwf")
+@STRATEGIES.register("lwf", options=LwfOptions)
 def lwf(setup: Setup) -> ResumableLearner:
     """Learning without forgetting; options alpha and temperature."""
     plugin = DistillationPlugin(read_options(setup.options, LwfOptions))

@@ -25,6 +25,7 @@ from firefly_cl.continual.loading import Pixels
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.search_space import Choice, Range, searched
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class MasOptions:
     reason.
     """
 
-    lambda_reg: float = 1.0
+    lambda_reg: float = searched(1.0, Range(0.01, 100.0, log=True))
     alpha: float = 0.5
-    norm: str = "task"
+    norm: str = searched("task", Choice(("task", "shared")))
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -83,7 +84,7 @@ class SensitivityPlugin(SupervisedPlugin):
         return {name: values / len(parts[0]) for name, values in total.items()}
 
 
-@STRATEGIES.register("mas")
+@STRATEGIES.register("mas", options=MasOptions)
 def mas(setup: Setup) -> ResumableLearner:
     """Memory aware synapses; options lambda_reg, alpha and norm."""
     options = read_options(setup.options, MasOptions)

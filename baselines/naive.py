@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.search_space import Choice, searched
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class NaiveOptions:
     CIFAR-100, in short trials under an older recipe that left no record.
     """
 
-    norm: str = "shared"
+    norm: str = searched("shared", Choice(("shared", "task")))
 
 
-@STRATEGIES.register("naive")
+@STRATEGIES.register("naive", options=NaiveOptions)
 def naive(setup: Setup) -> ResumableLearner:
     """Fine-tuning; option norm."""
     options = read_options(setup.options, NaiveOptions)

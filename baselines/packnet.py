@@ -23,6 +23,7 @@ from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PacknetOptions:
     """
 
     prune_proportion: str = "equal"
-    post_prune_share: float = 1 / 3
+    post_prune_share: float = searched(1 / 3, Range(0.1, 0.7))
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -137,7 +138,7 @@ class PacknetLearner(ResumableLearner):
         return 4 * self.floats() + cast(PackedNet, self.net).mask_bytes()
 
 
-@STRATEGIES.register("packnet")
+@STRATEGIES.register("packnet", options=PacknetOptions)
 def packnet(setup: Setup) -> PacknetLearner:
     """PackNet; options prune_proportion and post_prune_share."""
     return PacknetLearner(setup, read_options(setup.options, PacknetOptions))

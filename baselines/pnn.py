@@ -44,7 +44,7 @@ class PnnOptions:
         )
 
 
-@STRATEGIES.register("pnn")
+@STRATEGIES.register("pnn", options=PnnOptions)
 def pnn(setup: Setup) -> FireflyLearner:
     """Progressive networks; option column."""
     return FireflyLearner(setup, read_options(setup.options, PnnOptions).plan())

@@ -26,6 +26,7 @@ from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import Images, images_of
 from firefly_cl.scenarios.stream import dataset_of
+from firefly_cl.search_space import Choice, searched
 
 
 class ClassBuffer(BalancedExemplarsBuffer):
@@ -63,7 +64,7 @@ class ReplayOptions:
     """
 
     mem_size: int = 2000
-    buffer: str = "balanced"
+    buffer: str = searched("balanced", Choice(tuple(BUFFERS)))
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -137,7 +138,7 @@ class MemoryPlugin(ReplayPlugin):
             group._buffer_weights = order
 
 
-@STRATEGIES.register("replay")
+@STRATEGIES.register("replay", options=ReplayOptions)
 def replay(setup: Setup) -> ResumableLearner:
     """Experience replay; options mem_size and buffer."""
     plugin = MemoryPlugin(read_options(setup.options, ReplayOptions))

@@ -22,6 +22,7 @@ from firefly_cl.baselines.springs import Springs, shared_weights
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Choice, Range, searched
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class SiOptions:
     c = 1 and xi = 0.001 are the paper's for split MNIST; "task" is EWC's, for the same reason.
     """
 
-    c: float = 1.0
+    c: float = searched(1.0, Range(0.01, 100.0, log=True))
     xi: float = 1e-3
-    norm: str = "task"
+    norm: str = searched("task", Choice(("task", "shared")))
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -93,7 +94,7 @@ class PathPlugin(SupervisedPlugin):
         self.start, self.path = {}, {}
 
 
-@STRATEGIES.register("si")
+@STRATEGIES.register("si", options=SiOptions)
 def si(setup: Setup) -> ResumableLearner:
     """Synaptic intelligence; options c, xi and norm."""
     options = read_options(setup.options, SiOptions)

@@ -29,6 +29,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class WsnOptions:
     """
 
     capacity: float = 0.5
-    score_rate: float = 10.0
+    score_rate: float = searched(10.0, Range(1.0, 100.0, log=True))
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -170,7 +171,7 @@ class WsnLearner(ResumableLearner):
         return super().bytes() + cast(MaskedNet, self.net).mask_bytes()
 
 
-@STRATEGIES.register("wsn")
+@STRATEGIES.register("wsn", options=WsnOptions)
 def wsn(setup: Setup) -> WsnLearner:
     """Winning subnetworks; options capacity and score_rate."""
     return WsnLearner(setup, read_options(setup.options, WsnOptions))

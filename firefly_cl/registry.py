@@ -27,12 +27,16 @@ class Registry:
         self.kind = kind
         self.packages = packages
         self._objects: dict[str, Any] = {}
+        self._options: dict[str, type | None] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Register the decorated object under a literal `name`."""
+    def register(self, name: str, *, options: type | None = None) -> Callable[[T], T]:
+        """Register the decorated object under a literal `name`.
+
+        options: the dataclass of its options; `firefly-cl tune` looks there for what is `searched`.
+        """
 
         def add(obj: T) -> T:
-            self._objects[name] = obj
+            self._objects[name], self._options[name] = obj, options
             return obj
 
         return add
@@ -66,6 +70,11 @@ class Registry:
         if name not in self._objects:
             importlib.import_module(self._files[name][0])
         return self._objects[name]
+
+    def options(self, name: str) -> type | None:
+        """The options dataclass of what is registered as `name`, if it has one; as `get`."""
+        self.get(name)
+        return self._options.get(name)
 
     def _check(self, name: str) -> None:
         names = self.names()

@@ -21,7 +21,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import SCHEMA, Logits, Setup
 from firefly_cl.continual.loading import Pixels
-from firefly_cl.continual.plan import Plan, plan_of
+from firefly_cl.continual.plan import Options, Plan, plan_of
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import FileError
@@ -207,7 +207,7 @@ def load(folder: Path) -> Logits:
     )
 
 
-@STRATEGIES.register("firefly")
+@STRATEGIES.register("firefly", options=Options)
 def firefly(setup: Setup) -> FireflyLearner:
     """Firefly growth with frozen row blocks; options are the fields of Plan."""
     return FireflyLearner(setup)

@@ -15,6 +15,7 @@ from firefly_cl.gates.selection import GateSelection
 from firefly_cl.gates.tolerance import Tolerance
 from firefly_cl.growth.budget import check_cost
 from firefly_cl.network import FireflyNet
+from firefly_cl.search_space import Choice, Range, searched
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ class Options:
     cost: str = Plan.cost
     latency: str = Plan.latency
     grow_at: str = ",".join(map(str, Plan.grow_at))
-    restart: bool = Plan.restart
-    patience: float = Plan.patience
+    restart: bool = searched(Plan.restart, Choice((False, True)))
+    patience: float = searched(Plan.patience, Range(1e-3, 0.1, log=True))
     criterion: str = Plan.criterion
     select_at: str = ""
     select_lam: float = GateSelection.lam

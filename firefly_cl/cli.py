@@ -1,4 +1,4 @@
-"""The command line: firefly-cl run, grow, prune, benchmark, list, report, verify."""
+"""The command line: firefly-cl run, grow, prune, benchmark, tune, list, report, verify."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from firefly_cl.commands import (
     Report,
     Run,
     TrainingCommand,
+    Tune,
     Verify,
 )
 from firefly_cl.errors import ConfigurationError, FileError, FireflyError
@@ -50,6 +51,7 @@ def _parse(arguments: Sequence[str]) -> Command:
                     "grow": Grow,
                     "prune": Prune,
                     "benchmark": Benchmark,
+                    "tune": Tune,
                     "list": List,
                     "report": Report,
                     "verify": Verify,
@@ -93,6 +95,10 @@ def execute(command: Command) -> int:
             from firefly_cl.benchmark.grid_run import run_grid
 
             return run_grid(command)
+        if isinstance(command, Tune):
+            from firefly_cl.benchmark.tune_run import run_tuning
+
+            return run_tuning(command)
         if isinstance(command, List):
             return _list(command)
         if isinstance(command, Report):

@@ -182,6 +182,45 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Tune:
+    """Search the settings of each strategy of a grid, with as many trials for each.
+
+    Trials learn the first tasks and are scored on validation images: test images are not read.
+    The first has the grid's own settings. OUT/tuned.toml is the grid with the best. The same
+    command goes on where it was stopped.
+    """
+
+    grid: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GRID.toml")]]
+    """The grid, a TOML file as for `firefly-cl benchmark`."""
+    trials: int = 20
+    """Trials for each strategy on each scenario."""
+    tasks: int = 5
+    """Stream only the first so many tasks."""
+    seeds: Names = "0"
+    """Seeds that a trial's score is the mean over, with commas between."""
+    keep: Annotated[str, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="")] = ""
+    """Settings not to search, such as learning_rate, which then stays the grid's for all."""
+    sampler_seed: int = 0
+    """Seed of the search; the same one gives the same trials."""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Trials to run at a time, which share the cores; one for each physical core unless told."""
+    retries: int = 2
+    """How often a trial is started again whose process was killed."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """Folder or file of the data, where a scenario needs one."""
+    download: Flag = False
+    """Allow fetching missing data from the internet."""
+    out: Path = Path("tuning")
+    """Folder that keeps the trials, a small JSON file each."""
+    overwrite: Flag = False
+    """Discard unfinished trials and those of other searches; this one's are kept."""
+    json: Flag = False
+    """Print one JSON object on the last line."""
+    debug: Flag = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
 class List:
     """Show the scenarios, strategies, growth criteria, backbones and presets."""
 
@@ -224,4 +263,4 @@ class Verify:
 
 
 TrainingCommand = Run | Grow | Prune
-Command = TrainingCommand | Benchmark | List | Report | Verify
+Command = TrainingCommand | Benchmark | Tune | List | Report | Verify

@@ -16,12 +16,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a cell: one line, and the traceback or what its process said last."""
+    """What ended a cell: one line, and the traceback or what its process said last.
+
+    kind: the class of the error; empty where the process died.
+    """
 
     configuration: Mapping[str, Any]
     error: str
     traceback: str
     versions: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = ""
     schema: int = SCHEMA
 
 
@@ -40,6 +44,7 @@ def read_failure(folder: Path) -> Failure | None:
             error=str(told["error"]),
             traceback=str(told["traceback"]),
             versions=dict(told["versions"]),
+            kind=str(told.get("kind", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

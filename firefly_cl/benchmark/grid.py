@@ -108,19 +108,25 @@ def read_grid(path: Path) -> Grid:
 
     Raises FileError where it cannot be read, ConfigurationError for what it cannot mean.
     """
+    told = read_tables(path)
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        return _grid(told, path)
+    except ConfigurationError as error:
+        text = str(error)
+        raise type(error)(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """What the TOML file of a grid says, as it stands there; raises FireflyError."""
+    try:
+        told: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {path} ({error.strerror}): name a grid's TOML file") from None
     except UnicodeDecodeError:
         raise FileError(f"{path} is not UTF-8 text: name a grid's TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
-    try:
-        return _grid(told, path)
-    except ConfigurationError as error:
-        text = str(error)
-        raise type(error)(text if text.startswith(str(path)) else f"{path}: {text}") from None
+    return told
 
 
 def _grid(told: Mapping[str, Any], path: Path) -> Grid:

@@ -38,16 +38,17 @@ def perform(job: Job, tell: Callable[[News], None]) -> None:
         if not isinstance(error, FireflyError):
             text = f"unexpected {type(error).__name__}: {text}"
         with contextlib.suppress(FileError):  # the disk may be full: it is told all the same
-            write_failure(job.folder, _failure(job, text, traceback.format_exc()))
+            failure = _failure(job, text, traceback.format_exc(), type(error).__name__)
+            write_failure(job.folder, failure)
         tell(News("failed", text))
     else:
         tell(News("ended", done=1.0))
 
 
-def _failure(job: Job, error: str, trace: str) -> Failure:
+def _failure(job: Job, error: str, trace: str, kind: str) -> Failure:
     from firefly_cl.benchmark.environment import versions
 
-    return Failure(job.cell.as_json(), error, trace, versions())
+    return Failure(job.cell.as_json(), error, trace, versions(), kind)
 
 
 def _run(job: Job, tell: Callable[[News], None]) -> None:

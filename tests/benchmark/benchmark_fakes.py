@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from firefly_cl.benchmark.configuration import Cell
+from firefly_cl.benchmark.executors import Hear, Job, News
 from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
+from firefly_cl.benchmark.worker import perform
 from firefly_cl.continual.learner import Progress, Setup
 from firefly_cl.errors import DivergenceError, FileError
 from firefly_cl.scenarios import Images, Scenario, Task
@@ -125,6 +128,22 @@ class ResumableFake(FakeLearner):
             raise FileError(f"{folder} holds {len(weights)} tasks, not {tasks}")
         self.weights = [weights[str(task)] for task in range(tasks)]
         self.tasks_trained, self.resumed = tasks, True
+
+
+class InThisProcess:
+    """An executor that runs one job after another; it is stopped after so many."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.jobs: list[Job] = []
+        self.stop_after = stop_after
+
+    def run(self, jobs: Sequence[Job], hear: Hear) -> None:
+        for job in jobs:
+            if len(self.jobs) == self.stop_after:
+                raise KeyboardInterrupt
+            self.jobs.append(job)
+            hear(job, News("started"))
+            perform(job, lambda news, job=job: hear(job, news))
 
 
 def fake_logits(weight: Tensor, images: Tensor) -> Tensor:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, ResumableFake, scenario
+from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, scenario
 from rich.console import Console
 
 from firefly_cl import cli
 from firefly_cl.benchmark import grid_run
-from firefly_cl.benchmark.executors import Hear, Job, News
+from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.standing import standings
-from firefly_cl.benchmark.worker import perform
 from firefly_cl.commands import Benchmark
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.errors import ConfigurationError, DataError
@@ -32,22 +30,6 @@ epochs = 2
 [strategies.fake]
 [strategies.other]
 """
-
-
-class InThisProcess:
-    """Runs one job after another; it is stopped after so many."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.jobs: list[Job] = []
-        self.stop_after = stop_after
-
-    def run(self, jobs: Sequence[Job], hear: Hear) -> None:
-        for job in jobs:
-            if len(self.jobs) == self.stop_after:
-                raise KeyboardInterrupt
-            self.jobs.append(job)
-            hear(job, News("started"))
-            perform(job, lambda news, job=job: hear(job, news))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from firefly_cl import cli
 from firefly_cl.benchmark.presets import NAMED
 
-COMMANDS = ("run", "grow", "benchmark", "list", "report", "verify")
+COMMANDS = ("run", "grow", "benchmark", "tune", "list", "report", "verify")
 
 
 def shell(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -127,6 +127,7 @@ def test_list_takes_one_kind(capsys: pytest.CaptureFixture[str]):
         (["list", "preset"], "there is no list of 'preset': did you mean 'presets'?"),
         (["benchmark", "none.toml"], "cannot read none.toml"),
         (["benchmark", "file"], "file: the grid is empty"),
+        (["tune", "none.toml"], "cannot read none.toml"),
         (["report", "none"], "none does not exist"),
         (["report", "."], "no record.json in ."),
         (["verify", "none"], "none does not exist"),
@@ -152,12 +153,16 @@ def test_mistakes_are_answered_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "one of {run, grow, prune, benchmark, list, report, verify}"),
-        (["rnu"], "rnu; available subcommands: run, grow, prune, benchmark, list, report, verify"),
+        ([], "one of {run, grow, prune, benchmark, tune, list, report, verify}"),
+        (
+            ["rnu"],
+            "rnu; available subcommands: run, grow, prune, benchmark, tune, list, report, verify",
+        ),
         (["run", "--epochs", "many"], "--epochs"),
         (["run", "--epoch", "3"], "--epoch, 3; did you mean --epochs?"),
         (["run", "one", "two"], "two"),
         (["benchmark"], "GRID.toml"),
+        (["tune"], "GRID.toml"),
         (["report"], "no run named"),
     ],
 )

@@ -20,6 +20,7 @@ from firefly_cl.growth import CRITERIA
 from firefly_cl.network import FireflyNet, extract, graph, trace
 from firefly_cl.registry import Registry
 from firefly_cl.scenarios import SCENARIOS, Augmentation, ScenarioOptions
+from firefly_cl.search_space import Range, space_of
 from firefly_cl.zoo import BACKBONES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
@@ -93,6 +94,7 @@ def test_all_of_them_together(installed: None) -> None:
             assert max(own) - min(own) <= 1  # the seeds are not as even
         else:
             assert learner.bytes() > 4 * learner.floats()
+            assert space_of(STRATEGIES.options(strategy)) == {"strength": Range(0.01, 10.0, True)}
 
 
 @mock.patch.dict(graph.MAPS)

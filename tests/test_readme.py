@@ -18,6 +18,7 @@ COMMANDS = {
     "grow": cli.Grow,
     "prune": cli.Prune,
     "benchmark": cli.Benchmark,
+    "tune": cli.Tune,
     "list": cli.List,
     "report": cli.Report,
     "verify": cli.Verify,

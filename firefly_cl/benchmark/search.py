@@ -47,11 +47,6 @@ class Search:
     folder: Path
     sampler_seed: int = 0
 
-    @property
-    def title(self) -> str:
-        """What it is called."""
-        return f"{self.scenario} {self.strategy}"
-
     def cells_with(self, settings: Mapping[str, Value]) -> list[Cell]:
         """The cells of a trial, one for each seed; what is the grid's own is not written out."""
         changes = {name: v for name, v in settings.items() if v != self.defaults[name]}

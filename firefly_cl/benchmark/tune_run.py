@@ -144,10 +144,10 @@ def _found(search: Search, command: Tune) -> _Progress:
             )
         else:
             progress.trials[trial.number] = trial
-    if command.overwrite:
-        for folder in search.folder.glob("trial-*"):
-            if folder.is_dir():
-                _discard(folder)
+    made = {search.path(number).with_suffix("") for number in progress.trials}
+    for folder in search.folder.glob("trial-*"):
+        if folder.is_dir() and (command.overwrite or folder in made):
+            _discard(folder)
     return progress
 
 
@@ -173,8 +173,12 @@ def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
     scenarios = Scenarios(command.data_dir, command.download)  # fetched here, once
     check_strategies([cell for progress in left for cell in progress.search.cells], scenarios)
     del scenarios
+    several = len({progress.search.scenario for progress in found}) > 1
     titles = {
-        progress.search.run_folder(number, cell.seed): _title(progress.search, number, cell.seed)
+        progress.search.run_folder(number, cell.seed): (
+            f"{progress.search.scenario + ' ' if several else ''}{progress.search.strategy} "
+            f"trial {number}" + (f" seed {cell.seed}" if len(progress.search.cells) > 1 else "")
+        )
         for progress in found
         for number in range(command.trials)
         for cell in progress.search.cells
@@ -190,10 +194,6 @@ def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
                 f"interrupted with {made} of {command.trials * len(found)} trials made, kept in "
                 f"{command.out}: the same command does the rest"
             ) from None
-
-
-def _title(search: Search, number: int, seed: int) -> str:
-    return f"{search.title} trial {number}" + (f" seed {seed}" if len(search.cells) > 1 else "")
 
 
 def _round(

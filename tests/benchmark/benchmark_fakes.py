@@ -130,6 +130,13 @@ class ResumableFake(FakeLearner):
         self.tasks_trained, self.resumed = tasks, True
 
 
+class Sealed:
+    """Test images that nothing may read."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} of test images was read")
+
+
 class InThisProcess:
     """An executor that runs one job after another; it is stopped after so many."""
 

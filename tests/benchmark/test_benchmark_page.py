@@ -27,6 +27,7 @@ def test_every_option_it_names_exists():
             cli.Grow,
             cli.Prune,
             cli.Benchmark,
+            cli.Tune,
             cli.List,
             cli.Report,
             cli.Verify,

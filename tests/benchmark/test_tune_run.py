@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, scenario
+from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, Sealed, scenario
 from torch import Tensor
 
 from firefly_cl import cli
@@ -61,13 +61,6 @@ class Sprung(FakeLearner):
         quality = min(self.options.strength, 3.0) / 3 - 0.2 * (self.options.kind == "hard")
         right[round(len(right) * max(quality, 0.0)) :] *= -1
         return right
-
-
-class Sealed:
-    """Test images that nothing may read."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"{name} of test images was read")
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,9 @@ def read_trial(path: Path) -> Trial | None:
             f"{path} has schema {schema}, newer than {SCHEMA}: read it with a newer firefly_cl"
         )
     good = found.score is None or isinstance(found.score, (int, float))
-    return found if good and settings and isinstance(found.search, dict) else None
+    good = good and isinstance(found.number, int) and isinstance(found.search, dict)
+    good = good and all(isinstance(value, (str, int, float)) for value in settings.values())
+    return found if good else None
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:

@@ -55,10 +55,11 @@ a full disk, it is run again by the same command."""
 
 @dataclass
 class _Progress:
-    """A search, its trials by number, and what ended it early."""
+    """A search, its trials by number, what in its folder is of no use, and what ended it early."""
 
     search: Search
     trials: dict[int, Trial] = field(default_factory=dict)
+    useless: list[Path] = field(default_factory=list)
     error: str | None = None
 
     def first(self, count: int) -> list[Trial]:
@@ -93,8 +94,14 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
     )
     executor = executor or _local(command, len(searches) * len(seeds))
     check_writable(command.out)
-    found = [_found(search, command) for search in searches]
-    _run(found, command, executor)
+    found = [_found(search, overwrite=command.overwrite) for search in searches]
+    left = [p for p in found if any(n not in p.trials for n in range(command.trials))]
+    if left:
+        _check(left, command)
+    for progress in found:
+        _discard(progress.useless)
+    if left:
+        _run(found, command, executor)
     complete = [progress for progress in found if progress.error is None]
     _print_results(found, command.trials)
     written = None
@@ -123,56 +130,64 @@ def _local(command: Tune, most: int) -> LocalProcesses:
     return LocalProcesses(min(workers, most), cores, command.retries)
 
 
-def _found(search: Search, command: Tune) -> _Progress:
+def _found(search: Search, *, overwrite: bool) -> _Progress:
     """What a folder holds of a search; raises FileError where it is of another one."""
     progress = _Progress(search)
     check_writable(search.folder)
     identity = search.identity()
     for path in sorted(search.folder.glob("trial-*.json")):
         trial = read_trial(path)
-        if trial is None:
+        if trial is None or search.path(trial.number) != path:
             print(f"{path} is damaged: this trial runs again", file=sys.stderr)
             continue
         changed = differences(trial.search, identity)
-        if changed and command.overwrite:
-            path.unlink()
+        if changed and overwrite:
+            progress.useless.append(path)
         elif changed:
             name, (was, asked) = next(iter(changed.items()))
             raise FileError(
                 f"{path} is a trial of another search, with {name} {was!r}, not {asked!r}: "
                 "choose another --out, or discard it with --overwrite"
             )
+        elif trial.settings.keys() != search.space.keys():
+            print(f"{path} is damaged: this trial runs again", file=sys.stderr)
         else:
             progress.trials[trial.number] = trial
     made = {search.path(number).with_suffix("") for number in progress.trials}
     for folder in search.folder.glob("trial-*"):
-        if folder.is_dir() and (command.overwrite or folder in made):
-            _discard(folder)
+        if folder.is_dir() and (overwrite or folder in made):
+            progress.useless.append(folder)
     return progress
 
 
-def _discard(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise FileError(f"cannot remove {folder} ({error.strerror}): remove it by hand") from error
+def _discard(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
+            raise FileError(
+                f"cannot remove {path} ({error.strerror}): remove it by hand"
+            ) from error
 
 
-def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
-    """Make every trial that is missing, adding it to the progress of its search."""
+def _check(left: Sequence[_Progress], command: Tune) -> None:
+    """Raise FireflyError for a device, data or settings that do not work; data are fetched."""
     from firefly_cl.benchmark.environment import use_threads
     from firefly_cl.benchmark.plan import check_device
     from firefly_cl.benchmark.runner import Scenarios, check_strategies
 
-    left = [p for p in found if any(n not in p.trials for n in range(command.trials))]
-    if not left:
-        return
     use_threads(1)  # the cores are for the workers
     for device in dict.fromkeys(progress.search.cells[0].device for progress in left):
         check_device(device)
-    scenarios = Scenarios(command.data_dir, command.download)  # fetched here, once
+    scenarios = Scenarios(command.data_dir, command.download)
     check_strategies([cell for progress in left for cell in progress.search.cells], scenarios)
-    del scenarios
+
+
+def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
+    """Make every trial that is missing, adding it to the progress of its search."""
     several = len({progress.search.scenario for progress in found}) > 1
     titles = {
         progress.search.run_folder(number, cell.seed): (
@@ -187,7 +202,7 @@ def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
     with GridDisplay(titles, done) as display:
         try:
             for number in range(command.trials):
-                _round(left, number, command, executor, display)
+                _round(found, number, command, executor, display)
         except KeyboardInterrupt:
             made = sum(n < command.trials for progress in found for n in progress.trials)
             raise KeyboardInterrupt(
@@ -197,12 +212,12 @@ def _run(found: Sequence[_Progress], command: Tune, executor: Executor) -> None:
 
 
 def _round(
-    left: Sequence[_Progress], number: int, command: Tune, executor: Executor, display: GridDisplay
+    found: Sequence[_Progress], number: int, command: Tune, executor: Executor, display: GridDisplay
 ) -> None:
     """Trial `number` of every search that has none and was not ended."""
     jobs: list[Job] = []
     asked: list[tuple[_Progress, dict[str, Value]]] = []
-    for progress in left:
+    for progress in found:
         if progress.error is not None or number in progress.trials:
             continue
         search = progress.search
@@ -220,17 +235,23 @@ def _round(
             jobs.append(Job(cell, folder, standing.threads, command.data_dir))
     for job in jobs:
         check_writable(job.folder)
-    executor.run(jobs, display.hear)
+    if jobs:
+        executor.run(jobs, display.hear)
     for progress, settings in asked:
-        _conclude(progress, number, settings)
+        _conclude(progress, number, settings, display.errors)
 
 
 def _record(folder: Path) -> Record | None:
     return read_record(folder) if (folder / FILE_NAME).exists() else None
 
 
-def _conclude(progress: _Progress, number: int, settings: Mapping[str, Value]) -> None:
-    """Record a trial whose cells have ended, or why it could not be made."""
+def _conclude(
+    progress: _Progress, number: int, settings: Mapping[str, Value], told: Mapping[Path, str]
+) -> None:
+    """Record a trial whose cells have ended, or why it could not be made.
+
+    told: what ended cells early, by folder.
+    """
     search = progress.search
     scores: list[float | None] = []
     records: list[Record] = []
@@ -246,12 +267,9 @@ def _conclude(progress: _Progress, number: int, settings: Mapping[str, Value]) -
             scores.append(record.average_accuracy)
             continue
         scores.append(None)
-        failure = read_failure(folder)
-        if failure is None:
-            progress.error = f"{folder}: ended without a record"
-            return
-        if not issubclass(getattr(errors, failure.kind, Exception), OF_SETTINGS):
-            progress.error = f"{folder}: {failure.error}"
+        failure = read_failure(folder) if folder in told else None
+        if failure is None or not issubclass(getattr(errors, failure.kind, Exception), OF_SETTINGS):
+            progress.error = f"{folder}: {told.get(folder, 'its run left no record')}"
             return
         failures.append(failure)
     known = [score for score in scores if score is not None]
@@ -272,7 +290,7 @@ def _conclude(progress: _Progress, number: int, settings: Mapping[str, Value]) -
     )
     write_trial(trial, search.path(number))
     progress.trials[number] = trial
-    _discard(search.run_folder(number, search.cells[0].seed).parent)
+    _discard([search.run_folder(number, search.cells[0].seed).parent])
 
 
 def _head(command: Tune, results: Sequence[tuple[Search, Sequence[Trial]]]) -> str:

@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 from firefly_cl.benchmark.quantities import percent
-from firefly_cl.benchmark.search import Search, by_table, short
+from firefly_cl.benchmark.search import Search, as_option, by_table, short
 from firefly_cl.benchmark.trials import Trial, best
 from firefly_cl.search_space import Value
 
@@ -78,7 +78,7 @@ def _source(trials: Sequence[Trial], chosen: Trial | None) -> list[str]:
 
 def shown(value: Value) -> str:
     """A value as people read it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else as_option(value)
 
 
 def _write(

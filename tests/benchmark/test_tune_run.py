@@ -23,7 +23,7 @@ from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.trials import Trial, read_trial
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
-from firefly_cl.errors import DivergenceError
+from firefly_cl.errors import DataError, DivergenceError
 from firefly_cl.scenarios import SCENARIOS
 from firefly_cl.search_space import Choice, Range, searched
 
@@ -242,6 +242,37 @@ def test_a_truncated_trial_runs_again(tune: Tune, capsys: pytest.CaptureFixture[
         assert told() == whole and tuned().read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("settings", {}), ("settings", {"options.kind": None}), ("score", "1"), ("number", 1)],
+)
+def test_a_damaged_trial_runs_again(key: str, value: Any, tune: Tune) -> None:
+    tune("--trials", "1")
+    whole, path = told(), OUT / "plain" / "trial-000.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), key: value}))
+    code, jobs = tune("--trials", "1")
+    assert code == 0 and len(jobs) == 1 and told() == whole
+
+
+def test_a_trial_of_a_newer_schema_is_refused(
+    tune: Tune, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune("--trials", "1")
+    path = OUT / "plain" / "trial-000.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "schema": 2}))
+    capsys.readouterr()
+    assert tune("--trials", "1") == (2, [])
+    assert "schema 2, newer than 1" in capsys.readouterr().err
+
+
+def test_runs_of_a_recorded_trial_are_removed(tune: Tune) -> None:
+    tune("--trials", "1")
+    left = OUT / "plain" / "trial-000" / "seed0" / "model"  # killed while it removed them
+    left.mkdir(parents=True)
+    assert tune("--trials", "1") == (0, [])
+    assert not (OUT / "plain" / "trial-000").exists()
+
+
 def test_a_trial_that_was_cut_off_goes_on_after_its_last_task(tune: Tune) -> None:
     grid = GRID + 'options = { stop = "1" }\n'  # the learner stops once, in its second task
     assert tune("--trials", "1", grid=grid)[0] == 130
@@ -261,22 +292,28 @@ def test_more_trials_go_on_from_those_there_are(tune: Tune) -> None:
 
 
 class LosesOne(InThisProcess):
-    """An executor one of whose jobs is killed."""
+    """An executor one of whose jobs is killed; where `full`, the disk has no room to tell."""
+
+    full = False
 
     def run(self, jobs: Any, hear: Hear) -> None:
         for job in jobs:
             if job.cell.strategy == "plain" and len(self.jobs) >= 3:
                 job.folder.mkdir(parents=True, exist_ok=True)
-                write_failure(job.folder, Failure(job.cell.as_json(), "killed by SIGKILL", ""))
+                if not self.full:
+                    write_failure(job.folder, Failure(job.cell.as_json(), "killed by SIGKILL", ""))
                 hear(job, News("failed", "killed by SIGKILL"))
             else:
                 super().run([job], hear)
 
 
+@pytest.mark.parametrize("full", [False, True])
 def test_what_settings_are_not_to_blame_for_is_not_a_trial(
-    tune: Tune, capsys: pytest.CaptureFixture[str]
+    full: bool, tune: Tune, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _ = tune(executor=LosesOne())
+    executor = LosesOne()
+    executor.full = full
+    code, _ = tune(executor=executor)
     err = capsys.readouterr().err
     assert code == 1
     assert err.splitlines()[-1] == "error: tuning/fake/plain/trial-001/seed0: killed by SIGKILL"
@@ -402,6 +439,22 @@ def test_trials_of_another_search_are_refused_and_kept(
     code, jobs = tune("--trials", "2", "--seeds", "1", "--overwrite")
     assert code == 0 and len(jobs) == 4
     assert tune("--trials", "2", "--seeds", "1", "--overwrite") == (0, [])
+
+
+def test_nothing_is_discarded_before_all_is_checked(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tune("--trials", "1")
+    before = told()
+
+    def build(options: Any) -> Any:
+        raise DataError("no images: make some")
+
+    monkeypatch.setitem(SCENARIOS._objects, "fake", build)
+    capsys.readouterr()
+    assert tune("--trials", "1", "--seeds", "1", "--overwrite") == (2, [])
+    assert capsys.readouterr().err == "error: no images: make some\n"
+    assert told() == before
 
 
 def test_without_optuna(

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 
 from firefly_cl.benchmark import environment
+from firefly_cl.benchmark.checkpoints import (
+    drop_before,
+    find_checkpoint,
+    settle,
+    write_checkpoint,
+)
 from firefly_cl.benchmark.configuration import Cell, differences, recipe_from
 from firefly_cl.benchmark.events import Events
-from firefly_cl.benchmark.folders import (
-    EVENTS_FOLDER,
-    MODEL_BEFORE,
-    MODEL_FOLDER,
-    clear,
-    replace_model,
-    settle,
-    unfinished_record,
-)
+from firefly_cl.benchmark.folders import EVENTS_FOLDER, clear, unfinished_record
 from firefly_cl.benchmark.probe import Probe, read_probe, spread
 from firefly_cl.benchmark.records import (
     FILE_NAME,
     Record,
     average_accuracy,
     average_forgetting,
+    read_record,
+    record_bytes,
     write_record,
 )
 from firefly_cl.continual.learner import Progress, Resumable, Reusing, Setup
@@ -70,17 +70,17 @@ def run_cell(
     progress: Callable[[Progress], None],
     task_ended: Callable[[Record], None] = lambda record: None,
     resumed: Callable[[Record], None] = lambda record: None,
+    fell_back: Callable[[Record, str], None] = lambda record, why: None,
     discarded: Callable[[Record, str], None] = lambda record, why: None,
 ) -> Record:
     """Run `cell` to its last task, keeping the run in `folder`.
 
     An unfinished run in `folder` goes on after its last task, to the bits of a run never
-    interrupted (`resumed`). One whose files do not allow it is `discarded`, and the cell runs from
-    its first task; one of other versions, hardware or data is refused.
+    interrupted (`resumed`). Where files of that task are damaged it goes on after the task before
+    (`fell_back`, with what is damaged); where those are too it is `discarded`, and the cell runs
+    from its first task. A run of other versions, hardware or data is refused.
 
-    After each task the model, the probe and then the record are replaced, each atomically; the
-    model of the task before stays until the record is written. Raises DivergenceError, DataError
-    or FileError; files of the tasks before stay whole.
+    Raises DivergenceError, DataError or FileError; a checkpoint of the tasks before stays whole.
     """
 
     def new_learner() -> Learner:
@@ -94,14 +94,16 @@ def run_cell(
         if isinstance(learner, Resumable):
             _check_surroundings(unfinished, record, folder)
         try:
-            probe = _resume(learner, unfinished, folder)
+            record, probe, instead = _resume(learner, folder)
         except FileError as error:
             discarded(unfinished, str(error))
             learner = new_learner()
         else:
-            record = unfinished
-            resumed(record)
-    if record is not unfinished:
+            if instead is None:
+                resumed(record)
+            else:
+                fell_back(record, instead)
+    if not record.accuracy:
         clear(folder)
         write_record(record, folder / FILE_NAME)
     done, earlier = len(record.accuracy), record.growth_events
@@ -126,9 +128,6 @@ def run_cell(
             validation_row = _row(learner, scenario, i, "validation")
             _probe(learner, scenario, probe)
             seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
-            if learner.tasks_trained:
-                replace_model(folder, learner.save)
-            probe.write(folder)
             record = _after_task(record, learner, test_row, validation_row, seconds, earlier)
             events.task(
                 i,
@@ -138,8 +137,12 @@ def run_cell(
                 record.widths,
                 record.growth_events,
             )
-            write_record(record, folder / FILE_NAME)
-            settle(folder)
+            if learner.tasks_trained:
+                write_checkpoint(folder, learner.save, probe.content(), record_bytes(record))
+            else:
+                write_record(record, folder / FILE_NAME)
+            if record.finished:
+                drop_before(folder)
             task_ended(record)
     return record
 
@@ -154,28 +157,18 @@ def _check_surroundings(found: Record, fresh: Record, folder: Path) -> None:
             )
 
 
-def _resume(learner: Learner, found: Record, folder: Path) -> Probe:
-    """Let `learner` take up the run in `folder`, of the record `found`; returns its probe.
+def _resume(learner: Learner, folder: Path) -> tuple[Record, Probe, str | None]:
+    """Let `learner` take up the newest whole checkpoint in `folder`: its record and its probe.
 
-    Raises FileError where its files do not allow it.
+    Also why a newer one was not taken, if there is one. Raises FileError where none can be.
     """
     if not isinstance(learner, Resumable):
         raise FileError("this strategy does not keep all that it would need")
-    done = len(found.accuracy)
-    probe = read_probe(folder)
-    if not probe.images.keys() >= set(range(done)):
-        raise FileError(f"the probe in {folder} lacks a task")
-    # Probe and model may be of the task after already; then the model before is still there.
-    name = MODEL_BEFORE if (folder / MODEL_BEFORE).exists() else MODEL_FOLDER
-    try:
-        learner.resume(folder / name, done)
-    except FileError:
-        if name == MODEL_FOLDER:
-            raise
-        name = MODEL_FOLDER
-        learner.resume(folder / name, done)
-    settle(folder, name)
-    return probe.first(done)
+    found = find_checkpoint(folder)
+    record, probe = read_record(found.record), read_probe(found.probe)
+    learner.resume(found.model, len(record.accuracy))
+    settle(folder, found)
+    return record, probe, found.instead
 
 
 def _new_record(cell: Cell, scenario: Scenario, threads: int) -> Record:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from firefly_cl.benchmark.configuration import Cell, differences
@@ -13,8 +12,8 @@ from firefly_cl.errors import FileError
 
 PROBE_NAME = "probe.safetensors"
 MODEL_FOLDER = "model"
-MODEL_BEFORE = "model.before"
 MODEL_NEW = "model.new"
+RECORD_BEFORE, PROBE_BEFORE, MODEL_BEFORE = "record.before", "probe.before", "model.before"
 EVENTS_FOLDER = "events"
 ERROR_NAME = "error.json"
 
@@ -39,9 +38,9 @@ def finished_record(cell: Cell, folder: Path) -> Record | None:
 
     Raises FileError if the folder holds a run of another configuration.
     """
-    if not (folder / FILE_NAME).exists():
+    record = newest_record(folder)
+    if record is None:
         return None
-    record = read_record(folder)
     changed = differences(record.configuration, cell.as_json())
     if changed:
         name, (found, asked) = next(iter(changed.items()))
@@ -55,47 +54,27 @@ def finished_record(cell: Cell, folder: Path) -> Record | None:
 
 def unfinished_record(folder: Path) -> Record | None:
     """The record of a run in `folder` that has ended some of its tasks and not all."""
+    record = newest_record(folder)
+    return None if record is None or record.finished or not record.accuracy else record
+
+
+def newest_record(folder: Path) -> Record | None:
+    """The record in `folder`, or where it is damaged that of the task before; None without one.
+
+    Raises FileError if neither can be read.
+    """
     if not (folder / FILE_NAME).exists():
         return None
-    record = read_record(folder)
-    return None if record.finished or not record.accuracy else record
-
-
-def replace_model(folder: Path, save: Callable[[Path], None]) -> None:
-    """Put the model that `save` writes in the place of the run's; the old one stays beside it.
-
-    The run's record must be of one of the two: `settle` keeps that one. Raises FileError.
-    """
-    save(folder / MODEL_NEW)
     try:
-        if (folder / MODEL_FOLDER).exists():
-            (folder / MODEL_FOLDER).rename(folder / MODEL_BEFORE)
-        (folder / MODEL_NEW).rename(folder / MODEL_FOLDER)
-    except OSError as error:
-        raise FileError(f"cannot rename models in {folder} ({error.strerror})") from error
+        return read_record(folder)
+    except FileError as error:
+        try:
+            return read_record(folder / RECORD_BEFORE)
+        except FileError:
+            raise error from None
 
 
-def settle(folder: Path, name: str = MODEL_FOLDER) -> None:
-    """Keep of the models in `folder` the one called `name`, as the run's; raises FileError."""
-    try:
-        if name != MODEL_FOLDER:
-            _remove(folder / MODEL_FOLDER)
-            (folder / name).rename(folder / MODEL_FOLDER)
-        _remove(folder / MODEL_BEFORE)
-        _remove(folder / MODEL_NEW)
-        _remove_parts(folder)
-    except OSError as error:
-        raise FileError(
-            f"cannot tidy {folder} ({error.strerror}): check its permissions"
-        ) from error
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _remove_parts(folder: Path) -> None:
+def remove_parts(folder: Path) -> None:
     """Remove files that a killed process had not written to the end."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
@@ -104,11 +83,12 @@ def _remove_parts(folder: Path) -> None:
 def clear(folder: Path) -> None:
     """Remove what a run of a cell keeps in `folder`, and nothing else."""
     try:
-        for name in (FILE_NAME, PROBE_NAME, ERROR_NAME):
+        for name in (FILE_NAME, RECORD_BEFORE, PROBE_NAME, PROBE_BEFORE, ERROR_NAME):
             (folder / name).unlink(missing_ok=True)
         for name in (MODEL_FOLDER, MODEL_BEFORE, MODEL_NEW, EVENTS_FOLDER):
-            _remove(folder / name)
-        _remove_parts(folder)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        remove_parts(folder)
     except OSError as error:
         raise FileError(
             f"cannot empty {folder} ({error.strerror}): choose another --out"

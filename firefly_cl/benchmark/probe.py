@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from firefly_cl.benchmark.folders import PROBE_NAME
-from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.errors import FileError
 
 if TYPE_CHECKING:
@@ -30,25 +29,21 @@ class Probe:
     ended: dict[int, Tensor] = field(default_factory=dict)
     last: dict[int, Tensor] = field(default_factory=dict)
 
-    def first(self, tasks: int) -> Probe:
-        """The probe of the first `tasks` tasks."""
-        parts = (self.images, self.ended, self.last)
-        return Probe(*({task: part[task] for task in range(tasks)} for part in parts))
-
-    def write(self, folder: Path) -> None:
-        """Write to `folder`, atomically."""
+    def content(self) -> bytes:
+        """The file that `read_probe` reads."""
         parts = {"images": self.images, "ended": self.ended, "last": self.last}
-        tensors = {
-            f"{name}.{task}": tensor.contiguous()
-            for name, part in parts.items()
-            for task, tensor in part.items()
-        }
-        write_atomic(folder / PROBE_NAME, save(tensors))
+        return save(
+            {
+                f"{name}.{task}": tensor.contiguous()
+                for name, part in parts.items()
+                for task, tensor in part.items()
+            }
+        )
 
 
 def read_probe(folder: Path) -> Probe:
-    """The probe kept in a run folder; FileError if it is missing or damaged."""
-    path = folder / PROBE_NAME
+    """The probe in a run folder, or in that file; FileError if it is missing or damaged."""
+    path = folder / PROBE_NAME if folder.is_dir() else folder
     try:
         tensors = load(path.read_bytes())
     except FileNotFoundError:

@@ -116,8 +116,13 @@ def _sync_folder(folder: Path) -> None:
 
 def write_record(record: Record, path: Path) -> None:
     """Write `record` as JSON, atomically; numbers that are not finite become null."""
+    write_atomic(path, record_bytes(record))
+
+
+def record_bytes(record: Record) -> bytes:
+    """`record` as the JSON that `write_record` writes."""
     text = json.dumps(plain(asdict(record)), indent=1, allow_nan=False)
-    write_atomic(path, (_short_lists(text) + "\n").encode())
+    return (_short_lists(text) + "\n").encode()
 
 
 def read_record(path: Path) -> Record:

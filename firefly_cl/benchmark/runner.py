@@ -81,6 +81,7 @@ def run_cells(
                 progress=display.progress,
                 task_ended=display.task_ended,
                 resumed=display.cell_resumed,
+                fell_back=display.cell_resumed,
                 discarded=display.cell_discarded,
             )
         except DivergenceError as error:

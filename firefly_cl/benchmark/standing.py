@@ -9,9 +9,9 @@ from pathlib import Path
 
 from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.failures import read_failure
-from firefly_cl.benchmark.folders import finished_record
+from firefly_cl.benchmark.folders import finished_record, newest_record
 from firefly_cl.benchmark.grid import GridCell
-from firefly_cl.benchmark.records import FILE_NAME, Record, read_record
+from firefly_cl.benchmark.records import Record
 from firefly_cl.errors import FileError
 
 
@@ -96,10 +96,8 @@ def _standing(found: GridCell, out: Path, alone: bool) -> Standing:
 
 
 def _record(folder: Path) -> Record | None:
-    if not (folder / FILE_NAME).exists():
-        return None
     try:
-        return read_record(folder)
+        return newest_record(folder)
     except FileError:
         return None
 

@@ -58,7 +58,7 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
     use_threads(threads)
 
     from firefly_cl.benchmark.cell import run_cell
-    from firefly_cl.benchmark.display import news_of
+    from firefly_cl.benchmark.display import news_of, where_from
     from firefly_cl.benchmark.quantities import percent
     from firefly_cl.benchmark.records import Record
     from firefly_cl.benchmark.runner import Scenarios
@@ -85,8 +85,10 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
         tell(News("task", f"{where} done, average accuracy {accuracy} %", done))
 
     def resumed(record: Record) -> None:
-        where, done = after(record)
-        tell(News("resumed", f"continues after {where}", done))
+        fell_back(record, None)
+
+    def fell_back(record: Record, why: str | None) -> None:
+        tell(News("resumed", f"continues {where_from(record, why)}", after(record)[1]))
 
     def discarded(record: Record, why: str) -> None:
         where, _ = after(record)
@@ -101,6 +103,7 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
         progress=progress,
         task_ended=task_ended,
         resumed=resumed,
+        fell_back=fell_back,
         discarded=discarded,
     )
 

@@ -18,11 +18,10 @@ import torch
 from same_run import assert_same_run
 
 from firefly_cl.benchmark import cell as cells
-from firefly_cl.benchmark import environment
+from firefly_cl.benchmark import checkpoints, environment
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.configuration import Cell
-from firefly_cl.benchmark.folders import MODEL_BEFORE, MODEL_FOLDER
-from firefly_cl.benchmark.probe import Probe
+from firefly_cl.benchmark.folders import MODEL_FOLDER
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.verify import verify
 from firefly_cl.continual import STRATEGIES
@@ -52,6 +51,10 @@ GROWING = Cell(
 BASELINE = replace(GROWING, strategy="naive", budget=None, options={})
 
 
+LAST_WRITE = {1: 3, 2: 8, 3: 13}
+"""Which write of checkpoints is that of the record, after so many tasks."""
+
+
 class Killed(BaseException):
     """What a test stops a run with; no part of a run handles it."""
 
@@ -73,6 +76,7 @@ def run(folder: Path, cell: Cell = GROWING, scenario: Scenario | None = None) ->
         threads=1,
         progress=lambda progress: None,
         resumed=lambda record: said.append(f"continues after {len(record.accuracy)}"),
+        fell_back=lambda record, why: said.append(f"falls back to {len(record.accuracy)}: {why}"),
         discarded=lambda record, why: said.append(why),
     )
     return said
@@ -124,18 +128,29 @@ def one_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its third task."""
+    folder = tmp_path_factory.mktemp("two")
+    interrupted(folder, FireflyLearner, "train", 3)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after", "done"),
     [
         (FireflyLearner, "train", 2, False, 1),
         (FireflyLearner, "train", 3, True, 2),
         (FireflyLearner, "save", 2, True, 1),
-        (Path, "rename", 2, True, 1),  # the old model moved away, the new one not yet in place
-        (Path, "rename", 3, True, 1),
-        (Probe, "write", 2, True, 1),
-        (cells, "write_record", 3, False, 1),
-        (cells, "write_record", 3, True, 2),
-        (cells, "settle", 2, True, 2),
+        # Written of the first task: checksums, probe, record; of the others: checksums, probe and
+        # record of the task before, then of the new one.
+        (checkpoints, "write_atomic", 4, True, 1),
+        (checkpoints, "write_atomic", 6, True, 1),
+        (checkpoints, "_rename", 2, True, 1),  # the old model moved away, the new one not in place
+        (checkpoints, "_rename", 3, True, 1),
+        (checkpoints, "write_atomic", 7, True, 1),
+        (checkpoints, "write_atomic", 8, True, 2),
+        (checkpoints, "_remove", 5, True, 2),  # of the task before the last, its model is gone
     ],
 )
 def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
@@ -171,10 +186,9 @@ def test_growth_charged_by_timings_goes_on_with_the_same_ones(tmp_path: Path) ->
 
 
 def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
-    interrupted(tmp_path, Probe, "write", 2)
-    interrupted(tmp_path, Probe, "write", 1)
-    interrupted(tmp_path, cells, "settle", 2)  # the first call is that of resuming
-    (tmp_path / MODEL_BEFORE / "model.json").unlink()  # half removed
+    interrupted(tmp_path, checkpoints, "write_atomic", 7)
+    interrupted(tmp_path, checkpoints, "write_atomic", 4)
+    interrupted(tmp_path, checkpoints, "_rename", 4)
     assert run(tmp_path) == ["continues after 2"]
     assert_same_run(whole, tmp_path)
 
@@ -231,9 +245,10 @@ def test_other_runs_go_on_to_the_same_bits(
 ) -> None:
     assert run(tmp_path / "whole", cell) == []
     tasks = cell.tasks or 0
-    stop(monkeypatch, cells, "write_record", tasks + 1)
     with pytest.raises(Killed):
+        stop(monkeypatch, checkpoints, "write_atomic", LAST_WRITE[tasks])
         run(tmp_path / "killed", cell)
+    monkeypatch.undo()
     assert run(tmp_path / "killed", cell) == [f"continues after {tasks - 1}"]
     grown = {event["task"] for event in read_record(tmp_path / "whole").growth_events}
     assert grown == (set(range(tasks)) if cell.strategy == "firefly" else set())
@@ -247,7 +262,7 @@ def test_a_memory_goes_on_where_several_tasks_are_left(buffer: str, tmp_path: Pa
     cell = replace(BASELINE, strategy="replay", tasks=4, recipe=recipe, options=options)
     assert run(tmp_path / "whole", cell) == []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop(patch, cells, "write_record", 3)
+        stop(patch, checkpoints, "write_atomic", LAST_WRITE[2])
         run(tmp_path / "killed", cell)
     assert run(tmp_path / "killed", cell) == ["continues after 1"]
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -309,29 +324,74 @@ def halved(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    ("damage", "file", "why"),
-    [
-        (flipped, "model/model.safetensors", "checksum"),
-        (halved, "model/model.safetensors", "checksum"),
-        (Path.unlink, "model/model.safetensors", "missing or damaged"),
-        (halved, "model/model.json", "missing or damaged"),
-        (halved, "probe.safetensors", "damaged"),
-        (Path.unlink, "probe.safetensors", "no probe"),
-    ],
-)
+DAMAGES = [
+    (flipped, "model/model.safetensors", "damaged (its checksum differs)"),
+    (halved, "model/model.safetensors", "damaged (its checksum differs)"),
+    (Path.unlink, "model/model.safetensors", "is missing"),
+    (halved, "model/model.json", "damaged (its checksum differs)"),
+    (halved, "model/checksums.json", "is damaged"),
+    (halved, "probe.safetensors", "damaged (its checksum differs)"),
+    (Path.unlink, "probe.safetensors", "is missing"),
+    (halved, "record.json", "damaged (its checksum differs)"),
+]
+
+
+@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES[:-1])
 def test_a_damaged_run_starts_again(
     damage: Callable[[Path], Any], file: str, why: str, one_task: Path, whole: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(one_task, tmp_path / "run")
     damage(folder / file)
     (said,) = run(folder)
-    assert why in said and "\n" not in said
+    assert why in said and file in said and "\n" not in said
     assert_same_run(whole, folder)
 
 
+@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    damage: Callable[[Path], Any], file: str, why: str, two_tasks: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(two_tasks, tmp_path / "run")
+    damage(folder / file)
+    (said,) = run(folder)
+    assert said.startswith("falls back to 1: ") and "\n" not in said
+    assert why in said and file in said
+    assert_same_run(whole, folder)
+
+
+def test_falling_back_may_be_cut_off(two_tasks: Path, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_tasks, tmp_path / "run")
+    halved(folder / "model/model.safetensors")
+    interrupted(folder, checkpoints, "_remove", 1)  # the record is the older one already
+    assert run(folder) == ["continues after 1"]
+    assert_same_run(whole, folder)
+
+
+def test_both_checkpoints_damaged_start_again(two_tasks: Path, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_tasks, tmp_path / "run")
+    for name in ("model", "model.before"):
+        halved(folder / name / "model.safetensors")
+    (said,) = run(folder)
+    assert str(folder / "model/model.safetensors") in said
+    assert_same_run(whole, folder)
+
+
+def test_two_checkpoints_are_kept_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    original = checkpoints.write_atomic
+
+    def counting(path: Path, content: bytes) -> None:
+        original(path, content)
+        held.append(len(list(tmp_path.glob("model*"))))
+
+    monkeypatch.setattr(checkpoints, "write_atomic", counting)
+    run(tmp_path)
+    assert len(held) == LAST_WRITE[3] and max(held) == 2
+    assert [path.name for path in tmp_path.glob("*.before")] == []
+
+
 def test_a_new_model_that_was_cut_off_leaves_the_one_before(whole: Path, tmp_path: Path) -> None:
-    interrupted(tmp_path, Probe, "write", 2)  # the record does not tell of the new model yet
+    interrupted(tmp_path, checkpoints, "write_atomic", 7)  # the record does not tell of it yet
     halved(tmp_path / "model/model.safetensors")
     assert run(tmp_path) == ["continues after 1"]
     assert_same_run(whole, tmp_path)
@@ -358,12 +418,10 @@ def test_a_damaged_memory_is_told(damage: Callable[[Path], Any], tmp_path: Path)
     cell = replace(BASELINE, strategy="replay", options={"mem_size": "40"}, tasks=2)
     run(tmp_path / "whole", cell)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop(patch, cells, "write_record", 3)
+        stop(patch, cells, "write_checkpoint", 1, after=True)
         run(tmp_path / "run", cell)
-    (memory,) = (tmp_path / "run" / MODEL_BEFORE).glob("memory-*")
-    shutil.rmtree(tmp_path / "run" / MODEL_FOLDER)
-    (tmp_path / "run" / MODEL_BEFORE).rename(tmp_path / "run" / MODEL_FOLDER)
-    damage(memory := tmp_path / "run" / MODEL_FOLDER / memory.name)
+    (memory,) = (tmp_path / "run" / MODEL_FOLDER).glob("memory-*")
+    damage(memory)
     (said,) = run(tmp_path / "run", cell)
     assert f"{memory}" in said and ("missing" if damage is Path.unlink else "checksum") in said
     assert_same_run(tmp_path / "whole", tmp_path / "run")

@@ -45,5 +45,9 @@ class FileError(FireflyError):
     """A file is missing, damaged, unwritable, or of a newer schema."""
 
 
+class FolderInUse(FileError):
+    """Another process runs what is kept in the folder; the message names it."""
+
+
 class DivergenceError(FireflyError):
     """A loss or an input became NaN or infinite."""

@@ -22,7 +22,14 @@ from firefly_cl.benchmark.checkpoints import (
 )
 from firefly_cl.benchmark.configuration import Cell, differences, recipe_from
 from firefly_cl.benchmark.events import Events
-from firefly_cl.benchmark.folders import EVENTS_FOLDER, clear, unfinished_record
+from firefly_cl.benchmark.folders import (
+    ERROR_NAME,
+    EVENTS_FOLDER,
+    clear,
+    newest_record,
+    unfinished_record,
+)
+from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.probe import Probe, read_probe, spread
 from firefly_cl.benchmark.records import (
     FILE_NAME,
@@ -67,45 +74,68 @@ def run_cell(
     folder: Path,
     *,
     threads: int,
+    overwrite: bool = False,
     progress: Callable[[Progress], None],
     task_ended: Callable[[Record], None] = lambda record: None,
     resumed: Callable[[Record], None] = lambda record: None,
     fell_back: Callable[[Record, str], None] = lambda record, why: None,
     discarded: Callable[[Record, str], None] = lambda record, why: None,
 ) -> Record:
-    """Run `cell` to its last task, keeping the run in `folder`.
+    """Run `cell` to its last task, keeping the run in `folder`, which no other process may use.
 
+    A finished run of the cell in `folder` is returned as it is, unless `overwrite` discards it.
     An unfinished run in `folder` goes on after its last task, to the bits of a run never
     interrupted (`resumed`). Where files of that task are damaged it goes on after the task before
     (`fell_back`, with what is damaged); where those are too it is `discarded`, and the cell runs
     from its first task. A run of other versions, hardware or data is refused.
 
-    Raises DivergenceError, DataError or FileError; a checkpoint of the tasks before stays whole.
+    Raises DivergenceError, DataError or FileError (FolderInUse); a checkpoint of the tasks before
+    stays whole.
     """
+    with held(folder):
+        if overwrite:
+            clear(folder)
+        found = newest_record(folder)
+        if found and found.finished and not differences(found.configuration, cell.as_json()):
+            drop_before(folder)  # where the run was killed before it could
+            return found
+        (folder / ERROR_NAME).unlink(missing_ok=True)
 
-    def new_learner() -> Learner:
-        _seed_everything(cell.seed)
-        return build(setup_of(cell, scenario, progress))
+        def new_learner() -> Learner:
+            _seed_everything(cell.seed)
+            return build(setup_of(cell, scenario, progress))
 
-    learner = new_learner()
-    record, probe = _new_record(cell, scenario, threads), Probe()
-    unfinished = unfinished_record(folder)
-    if unfinished is not None:
-        if isinstance(learner, Resumable):
-            _check_surroundings(unfinished, record, folder)
-        try:
-            record, probe, instead = _resume(learner, folder)
-        except FileError as error:
-            discarded(unfinished, str(error))
-            learner = new_learner()
-        else:
-            if instead is None:
-                resumed(record)
+        learner = new_learner()
+        record, probe = _new_record(cell, scenario, threads), Probe()
+        unfinished = unfinished_record(folder)
+        if unfinished is not None:
+            if isinstance(learner, Resumable):
+                _check_surroundings(unfinished, record, folder)
+            try:
+                record, probe, instead = _resume(learner, folder)
+            except FileError as error:
+                discarded(unfinished, str(error))
+                learner = new_learner()
             else:
-                fell_back(record, instead)
-    if not record.accuracy:
-        clear(folder)
-        write_record(record, folder / FILE_NAME)
+                if instead is None:
+                    resumed(record)
+                else:
+                    fell_back(record, instead)
+        if not record.accuracy:
+            clear(folder)
+            write_record(record, folder / FILE_NAME)
+        return _stream(learner, scenario, folder, record, probe, task_ended)
+
+
+def _stream(
+    learner: Learner,
+    scenario: Scenario,
+    folder: Path,
+    record: Record,
+    probe: Probe,
+    task_ended: Callable[[Record], None],
+) -> Record:
+    """Train and test on the tasks that `record` does not hold yet; the finished record."""
     done, earlier = len(record.accuracy), record.growth_events
     stream = scenario.benchmark().train_stream
     if len(stream) != len(scenario.tasks):

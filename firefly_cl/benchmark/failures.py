@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from firefly_cl.benchmark.folders import ERROR_NAME
+from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.records import plain, write_atomic
 
 SCHEMA = 1
@@ -30,9 +31,10 @@ class Failure:
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
-    """Write it, atomically; raises FileError."""
+    """Write it, atomically; raises FileError, also where another process has taken the folder."""
     text = json.dumps(plain(asdict(failure)), indent=1)
-    write_atomic(folder / ERROR_NAME, f"{text}\n".encode())
+    with held(folder):
+        write_atomic(folder / ERROR_NAME, f"{text}\n".encode())
 
 
 def read_failure(folder: Path) -> Failure | None:

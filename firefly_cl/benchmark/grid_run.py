@@ -18,6 +18,7 @@ from firefly_cl.benchmark.executors import Executor, Job, LocalProcesses
 from firefly_cl.benchmark.folders import check_writable, clear
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
+from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.plan import check_data_dir
 from firefly_cl.benchmark.standing import Standing, standings
 from firefly_cl.errors import ConfigurationError, FileError
@@ -75,7 +76,8 @@ def _make_ready(found: Sequence[Standing], out: Path, *, overwrite: bool) -> Non
         if not standing.finished:
             check_writable(standing.folder)
             if overwrite:
-                clear(standing.folder)
+                with held(standing.folder):
+                    clear(standing.folder)
 
 
 def _run(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
-from firefly_cl.benchmark.folders import check_writable, clear, finished_record
+from firefly_cl.benchmark.folders import check_writable, finished_record
 from firefly_cl.benchmark.records import Record
 from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
@@ -69,8 +69,6 @@ def run_cells(
     for number, (cell, folder) in enumerate(waiting):
         display.cell_started(cell, number, len(waiting))
         scenario = scenarios.of(cell)
-        if overwrite:
-            clear(folder)
         try:
             record = run_cell(
                 cell,
@@ -78,6 +76,7 @@ def run_cells(
                 builders[cell.strategy],
                 folder,
                 threads=threads,
+                overwrite=overwrite,
                 progress=display.progress,
                 task_ended=display.task_ended,
                 resumed=display.cell_resumed,

@@ -17,7 +17,6 @@ from dataclasses import asdict
 
 from firefly_cl.benchmark.executors import GRACE, Job, News, job_from
 from firefly_cl.benchmark.failures import Failure, write_failure
-from firefly_cl.benchmark.folders import ERROR_NAME
 from firefly_cl.errors import FileError, FireflyError
 
 INTERVAL = 0.2
@@ -31,13 +30,13 @@ def perform(job: Job, tell: Callable[[News], None]) -> None:
     is raised. Data, models and threads are this process's own.
     """
     try:
-        (job.folder / ERROR_NAME).unlink(missing_ok=True)
         _run(job, tell)
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         if not isinstance(error, FireflyError):
             text = f"unexpected {type(error).__name__}: {text}"
-        with contextlib.suppress(FileError):  # the disk may be full: it is told all the same
+        # The disk may be full, or the folder another's: it is told all the same.
+        with contextlib.suppress(FileError):
             failure = _failure(job, text, traceback.format_exc(), type(error).__name__)
             write_failure(job.folder, failure)
         tell(News("failed", text))

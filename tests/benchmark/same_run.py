@@ -17,7 +17,9 @@ def assert_same_run(one: Path, other: Path, *parts: str) -> None:
         files = {
             str(path.relative_to(folder)): path.read_bytes()
             for path in folder.rglob("*")
-            if path.is_file() and path.name != "record.json" and "events" not in path.parts
+            if path.is_file()
+            and path.name not in ("record.json", ".lock")
+            and "events" not in path.parts
         }
         sums = json.loads(files.pop("model/checksums.json"))["sha256"]
         del sums["record.json"]  # which holds the seconds
@@ -27,6 +29,7 @@ def assert_same_run(one: Path, other: Path, *parts: str) -> None:
     assert contents[0][2].keys() == contents[1][2].keys()
     assert contents[0][2] == contents[1][2]
     assert sorted(path.name for path in other.iterdir()) == [
+        ".lock",
         "events",
         "model",
         "probe.safetensors",

@@ -158,7 +158,7 @@ def test_clear_leaves_what_is_not_a_runs(tmp_path: Path):
     run(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     clear(tmp_path)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".lock", "notes.txt"]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
@@ -206,7 +206,15 @@ def test_flips_are_left_out_where_they_change_the_class(tmp_path: Path):
 
     for flip in (False, True):
         stream = replace(scenario(n_tasks=1), flip=flip)
-        run_cell(cell(), stream, watching, tmp_path, threads=1, progress=lambda p: None)
+        run_cell(
+            cell(),
+            stream,
+            watching,
+            tmp_path,
+            threads=1,
+            overwrite=True,
+            progress=lambda progress: None,
+        )
     assert seen == [False, True]
 
 

@@ -22,6 +22,7 @@ from firefly_cl.baselines.springs import Springs
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import images_of, normalise
 from firefly_cl.search_space import Choice, Range, searched
@@ -45,7 +46,7 @@ class EwcOptions:
             raise ConfigurationError(f"ewc_lambda is {self.ewc_lambda}; it must be 0 or more")
 
 
-class ConsolidationPlugin(EWCPlugin):
+class ConsolidationPlugin(Steady, EWCPlugin):
     """Avalanche's separate penalty, its sum over tasks kept as one quadratic.
 
     lambda * sum_t sum_i F_ti (w_i - w_ti)^2 = lambda * (sum_i A_i (w_i - m_i)^2 + c) with

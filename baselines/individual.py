@@ -41,11 +41,12 @@ class IndividualLearner:
         start = time.perf_counter()
         number = self.tasks_trained
         net = self.blueprint.build(experience_seed(self.setup.seed, number))
-        strategy = make_strategy(self.setup, MultiHead(net, self.setup.seed))
+        model = MultiHead(net, self.setup.seed)
+        strategy = make_strategy(self.setup, model, snapshots=self.setup.snapshots)
         train_seeded(self.setup, strategy, experience, number)
         self.nets.update((int(task), net) for task in net.heads)
         self.tasks_trained += 1
-        self.seconds["train"] += time.perf_counter() - start
+        self.seconds["train"] += time.perf_counter() - start + self.setup.snapshots.spent
 
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""

@@ -24,6 +24,7 @@ from firefly_cl.baselines.headed import HeadedNet
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.search_space import Range, searched
 
@@ -43,7 +44,7 @@ class LwfOptions:
             raise ConfigurationError(f"temperature is {self.temperature}; it must be above 0")
 
 
-class DistillationPlugin(SupervisedPlugin):
+class DistillationPlugin(Steady, SupervisedPlugin):
     """Adds alpha * the sum over older heads of KL(old answers, new answers), in float32."""
 
     def __init__(self, options: LwfOptions) -> None:

@@ -22,6 +22,7 @@ from firefly_cl.baselines.springs import Springs, shared_weights
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import images_of, normalise
@@ -48,7 +49,7 @@ class MasOptions:
             raise ConfigurationError(f"alpha is {self.alpha}; it must be in [0, 1]")
 
 
-class SensitivityPlugin(SupervisedPlugin):
+class SensitivityPlugin(Steady, SupervisedPlugin):
     """Adds lambda * sum_i Omega_i (w_i - w_i')^2 with w' the weights after the last task."""
 
     def __init__(self, springs: Springs, pixels: Pixels, alpha: float) -> None:

@@ -27,6 +27,7 @@ from firefly_cl.baselines.headed import (
 )
 from firefly_cl.continual.learner import Setup
 from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.snapshot import Snapshots
 from firefly_cl.continual.training import TrainingPlugin, experience_seed, make_optimizer
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import images_of
@@ -116,7 +117,7 @@ def pixels_of(setup: Setup) -> Pixels:
     return Pixels(scenario.mean, scenario.std, scenario.flip)
 
 
-def training_plugin(setup: Setup) -> TrainingPlugin:
+def training_plugin(setup: Setup, snapshots: Snapshots | None = None) -> TrainingPlugin:
     """Training by the recipe of `setup`."""
     return TrainingPlugin(
         setup.recipe,
@@ -124,6 +125,7 @@ def training_plugin(setup: Setup) -> TrainingPlugin:
         seed=setup.seed,
         tasks=len(setup.scenario.tasks),
         progress=setup.progress,
+        snapshots=snapshots,
     )
 
 
@@ -132,8 +134,13 @@ def make_strategy(
     model: nn.Module,
     plugins: Sequence[SupervisedPlugin] = (),
     kind: type[SupervisedTemplate] = Naive,
+    snapshots: Snapshots | None = None,
 ) -> SupervisedTemplate:
-    """An Avalanche strategy of the given kind that trains by the recipe of `setup`."""
+    """An Avalanche strategy of the given kind that trains by the recipe of `setup`.
+
+    `snapshots`: those of `setup`, where all that a training changes is in the model, the optimizer
+    and the plugins.
+    """
     model.to(setup.device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No loggers specified")
@@ -148,7 +155,7 @@ def make_strategy(
         train_epochs=setup.recipe.epochs,
         eval_mb_size=batch_size,
         device=setup.device,
-        plugins=[*plugins, training_plugin(setup)],
+        plugins=[*plugins, training_plugin(setup, snapshots)],
         evaluator=evaluator,
     )
 
@@ -175,6 +182,7 @@ class MultiHeadLearner:
         kept: Callable[[], int] = lambda: 0,
         kind: type[SupervisedTemplate] = Naive,
         norm: str = "shared",
+        snapshots: Snapshots | None = None,
     ) -> None:
         if norm not in NORMS:
             raise ConfigurationError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}")
@@ -183,7 +191,7 @@ class MultiHeadLearner:
         self.blueprint = blueprint_of(setup)
         self.net = self.blueprint.build(setup.seed, self.network)
         self.model = MultiHead(self.net, setup.seed)
-        self.strategy = make_strategy(setup, self.model, plugins, kind)
+        self.strategy = make_strategy(setup, self.model, plugins, kind, snapshots)
         self.tasks_trained = 0
         self.growth_events: list[dict[str, object]] = []
         self.seconds: dict[str, float] = defaultdict(float)
@@ -197,7 +205,7 @@ class MultiHeadLearner:
             for task in experience.task_labels:
                 self.net.keep_statistics(task)
         self.tasks_trained += 1
-        self.seconds["train"] += time.perf_counter() - start
+        self.seconds["train"] += time.perf_counter() - start + self.setup.snapshots.spent
 
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""

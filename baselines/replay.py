@@ -23,6 +23,7 @@ from torch import Tensor
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import Images, images_of
 from firefly_cl.scenarios.stream import dataset_of
@@ -76,7 +77,7 @@ class ReplayOptions:
             )
 
 
-class MemoryPlugin(ReplayPlugin):
+class MemoryPlugin(Steady, ReplayPlugin):
     """Avalanche's ReplayPlugin, filling its memory by the call that outlives Avalanche 0.6."""
 
     def __init__(self, options: ReplayOptions) -> None:

@@ -48,7 +48,8 @@ class Nothing:
 class ResumableLearner(MultiHeadLearner):
     """A learner around one multi-head network and an Avalanche strategy that keeps `memory`.
 
-    `plugins` must keep nothing else from one experience to the next.
+    `plugins` must keep nothing else from one experience to the next. Where each is a `WithinTask`
+    it can go on inside a task, too.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ResumableLearner(MultiHeadLearner):
         norm: str = "shared",
     ) -> None:
         self.memory: Memory = Nothing() if memory is None else memory
-        super().__init__(setup, plugins, self.memory.nbytes, norm=norm)
+        super().__init__(setup, plugins, self.memory.nbytes, norm=norm, snapshots=setup.snapshots)
         self._plugins = plugins
 
     def save(self, folder: Path) -> None:
@@ -79,5 +80,7 @@ class ResumableLearner(MultiHeadLearner):
         self.model = MultiHead(self.net, self.setup.seed)
         heads = [head for head in net.heads.values() if isinstance(head, nn.Linear)]
         self.model.max_class_label = max(head.out_features for head in heads)
-        self.strategy = make_strategy(self.setup, self.model, self._plugins)
+        self.strategy = make_strategy(
+            self.setup, self.model, self._plugins, snapshots=self.setup.snapshots
+        )
         self.tasks_trained = tasks

@@ -21,6 +21,7 @@ from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.baselines.springs import Springs, shared_weights
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.continual.snapshot import State
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.search_space import Choice, Range, searched
 
@@ -64,6 +65,17 @@ class PathPlugin(SupervisedPlugin):
         weights = dict(shared_weights(strategy.model))
         self.start = {name: values.detach().clone() for name, values in weights.items()}
         self.path = {name: torch.zeros_like(values) for name, values in self.start.items()}
+
+    def within_task(self, strategy: Any) -> State:
+        """Paths and where they began."""
+        parts = (("start", self.start), ("path", self.path))
+        return {f"{part} {name}": v for part, held in parts for name, v in held.items()}, {}
+
+    def go_on(self, strategy: Any, state: State) -> None:
+        """Take up what `within_task` told."""
+        device = strategy.device
+        self.start = {name: state[0][f"start {name}"].to(device) for name in self.start}
+        self.path = {name: state[0][f"path {name}"].to(device) for name in self.path}
 
     def after_backward(self, strategy: Any, **kwargs: object) -> None:
         """Remember weights and gradients of the loss alone, then add the penalty's gradient."""

@@ -153,12 +153,14 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
         check_criteria,
         check_data_dir,
         check_device,
+        check_save_every,
     )
 
     runs = _requests(command)
     for request, _ in runs:
         check(request)
     check_data_dir(command.data_dir)
+    check_save_every(command.save_every)
     threads = default_threads() if command.threads is None else command.threads
     if threads < 1:
         raise ConfigurationError(f"--threads is {threads}: give 1 or more")
@@ -182,6 +184,7 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
                 data_dir=command.data_dir,
                 download=command.download,
                 overwrite=command.overwrite,
+                save_every=command.save_every,
                 display=display,
                 outcomes=outcomes,
             )

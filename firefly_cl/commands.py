@@ -12,6 +12,7 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 _PRESET = "(default: the scenario's)"
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_PRESET)]
 Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_PRESET)]
+Minutes = Annotated[float, tyro.conf.arg(metavar="MINUTES")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
 Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
@@ -107,6 +108,8 @@ class _Training:
     """Folder that keeps the runs."""
     overwrite: Flag = False
     """Discard what the run folders hold and run again."""
+    save_every: Minutes = 10.0
+    """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise."""
     device: str = "cpu"
@@ -171,6 +174,8 @@ class Benchmark:
     """Allow fetching missing data from the internet."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder that keeps the runs; the grid's, or else runs."""
+    save_every: Minutes = 10.0
+    """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
     overwrite: Flag = False
     """Discard unfinished runs and those of other configurations; finished cells are kept."""
     dry_run: Flag = False

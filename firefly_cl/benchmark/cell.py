@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from firefly_cl.benchmark import environment
 from firefly_cl.benchmark.checkpoints import (
     drop_before,
     find_checkpoint,
+    find_snapshot,
     settle,
     write_checkpoint,
+    write_snapshot,
 )
 from firefly_cl.benchmark.configuration import Cell, differences, recipe_from
 from firefly_cl.benchmark.events import Events
@@ -41,6 +44,7 @@ from firefly_cl.benchmark.records import (
     write_record,
 )
 from firefly_cl.continual.learner import Progress, Resumable, Reusing, Setup
+from firefly_cl.continual.snapshot import Snapshot, Snapshots
 from firefly_cl.errors import DataError, DivergenceError, FileError
 
 if TYPE_CHECKING:
@@ -48,7 +52,12 @@ if TYPE_CHECKING:
     from firefly_cl.scenarios import Images, Scenario
 
 
-def setup_of(cell: Cell, scenario: Scenario, progress: Callable[[Progress], None]) -> Setup:
+def setup_of(
+    cell: Cell,
+    scenario: Scenario,
+    progress: Callable[[Progress], None],
+    snapshots: Snapshots | None = None,
+) -> Setup:
     """What the builder of the cell's strategy receives."""
     recipe = recipe_from(cell.recipe)
     if not scenario.flip and recipe.augmentation.flip:  # mirroring would change the class
@@ -64,6 +73,7 @@ def setup_of(cell: Cell, scenario: Scenario, progress: Callable[[Progress], None
         budget=cell.budget,
         options=dict(cell.options),
         progress=progress,
+        snapshots=snapshots or Snapshots(),
     )
 
 
@@ -75,23 +85,25 @@ def run_cell(
     *,
     threads: int,
     overwrite: bool = False,
+    save_every: float = 0.0,
     progress: Callable[[Progress], None],
     task_ended: Callable[[Record], None] = lambda record: None,
-    resumed: Callable[[Record], None] = lambda record: None,
-    fell_back: Callable[[Record, str], None] = lambda record, why: None,
+    resumed: Callable[[Record, str], None] = lambda record, where: None,
     discarded: Callable[[Record, str], None] = lambda record, why: None,
 ) -> Record:
     """Run `cell` to its last task, keeping the run in `folder`, which no other process may use.
 
     A finished run of the cell in `folder` is returned as it is, unless `overwrite` discards it.
     An unfinished run in `folder` goes on after its last task, to the bits of a run never
-    interrupted (`resumed`). Where files of that task are damaged it goes on after the task before
-    (`fell_back`, with what is damaged); where those are too it is `discarded`, and the cell runs
-    from its first task. A run of other versions, hardware or data is refused.
+    interrupted (`resumed`, with where it goes on). Where files of that task are damaged it goes on
+    after the task before; where those are too it is `discarded`, and the cell runs from its first
+    task. A run of other versions, hardware or data is refused. Every `save_every` minutes (0:
+    never) it is kept how far a task has come, at the next end of an epoch, if the learner can.
 
     Raises DivergenceError, DataError or FileError (FolderInUse); a checkpoint of the tasks before
     stays whole.
     """
+    snapshots = Snapshots(save_every)
     with held(folder):
         if overwrite:
             clear(folder)
@@ -103,28 +115,40 @@ def run_cell(
 
         def new_learner() -> Learner:
             _seed_everything(cell.seed)
-            return build(setup_of(cell, scenario, progress))
+            return build(setup_of(cell, scenario, progress, snapshots))
 
         learner = new_learner()
         record, probe = _new_record(cell, scenario, threads), Probe()
-        unfinished = unfinished_record(folder)
+        unfinished, why = unfinished_record(folder), None
         if unfinished is not None:
             if isinstance(learner, Resumable):
                 _check_surroundings(unfinished, record, folder)
             try:
-                record, probe, instead = _resume(learner, folder)
+                record, probe, why = _resume(learner, folder)
             except FileError as error:
                 discarded(unfinished, str(error))
                 learner = new_learner()
-            else:
-                if instead is None:
-                    resumed(record)
-                else:
-                    fell_back(record, instead)
-        if not record.accuracy:
+        try:
+            snapshots.pending = find_snapshot(folder, record_bytes(record))
+        except FileError as error:
+            why = str(error)
+        if record.accuracy or snapshots.pending:
+            resumed(record, _where(record, snapshots.pending, why))
+        else:
+            if why is not None:
+                discarded(record, why)
             clear(folder)
             write_record(record, folder / FILE_NAME)
-        return _stream(learner, scenario, folder, record, probe, task_ended)
+        return _stream(learner, scenario, folder, record, probe, snapshots, task_ended)
+
+
+def _where(record: Record, snapshot: Snapshot | None, why: str | None) -> str:
+    """Where a run goes on, in a few words; `why` it is not further on."""
+    done, tasks = len(record.accuracy), len(record.tasks)
+    if snapshot is not None:
+        return f"after epoch {snapshot.epoch} of task {done + 1}/{tasks}"
+    after = f"after task {done}/{tasks}"
+    return after if why is None else f"only {after} ({why})"
 
 
 def _stream(
@@ -133,6 +157,7 @@ def _stream(
     folder: Path,
     record: Record,
     probe: Probe,
+    snapshots: Snapshots,
     task_ended: Callable[[Record], None],
 ) -> Record:
     """Train and test on the tasks that `record` does not hold yet; the finished record."""
@@ -148,6 +173,8 @@ def _stream(
         for i, experience in enumerate(stream):
             if i < done:
                 continue
+            content = record_bytes(record)
+            snapshots.keep = partial(write_snapshot, folder, record=content)
             before = dict(learner.seconds)
             learner.train(experience)
             # a learner's evaluation below is the benchmark's time, and would count twice

@@ -2,7 +2,8 @@
 
 The newest lies in the run folder itself, the one before beside it under names that end in
 `.before`. The model folder of each says what its files, its probe and its record must be, to the
-bit, so that a checkpoint is either whole or not taken up.
+bit, so that a checkpoint is either whole or not taken up. Inside a long task a snapshot is kept,
+in the place of the checkpoint before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from firefly_cl.benchmark.folders import (
@@ -22,9 +23,11 @@ from firefly_cl.benchmark.folders import (
     PROBE_BEFORE,
     PROBE_NAME,
     RECORD_BEFORE,
+    SNAPSHOT_NAME,
     remove_parts,
 )
 from firefly_cl.benchmark.records import FILE_NAME, write_atomic
+from firefly_cl.continual.snapshot import Snapshot, read_snapshot
 from firefly_cl.errors import FileError
 
 CHECKSUMS = "checksums.json"
@@ -51,6 +54,8 @@ def write_checkpoint(
 ) -> None:
     """Make a checkpoint the newest of a run; what was the newest becomes the one before.
 
+    What was kept inside the task is removed.
+
     `save` writes the model files to a folder. At most two checkpoints are on the disk at any
     moment, and one of them is whole. Raises FileError.
     """
@@ -73,6 +78,10 @@ def write_checkpoint(
     _rename(new, folder / MODEL_FOLDER)
     write_atomic(folder / PROBE_NAME, probe)
     write_atomic(folder / FILE_NAME, record)
+    try:
+        (folder / SNAPSHOT_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise _untidy(folder, error) from error
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
@@ -106,6 +115,25 @@ def settle(folder: Path, found: Checkpoint) -> None:
         remove_parts(folder)
     except OSError as error:
         raise _untidy(folder, error) from error
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, record: bytes) -> None:
+    """Keep how far the task after `record` has come, in the place of the checkpoint before.
+
+    Raises FileError.
+    """
+    content = replace(snapshot, record=_digest(record)).to_bytes()
+    write_atomic(folder / SNAPSHOT_NAME, content)
+    drop_before(folder)
+
+
+def find_snapshot(folder: Path, record: bytes) -> Snapshot | None:
+    """How far the task after `record` has come, if that is kept; FileError if it is damaged."""
+    path = folder / SNAPSHOT_NAME
+    if not path.exists():
+        return None
+    snapshot = read_snapshot(path)
+    return snapshot if snapshot.record == _digest(record) else None
 
 
 def drop_before(folder: Path) -> None:

@@ -77,12 +77,12 @@ class Display:
         if self._live is None:
             self.say(f"[{number + 1}/{cells}] {self._cell}: started")
 
-    def cell_resumed(self, record: Record, why: str | None = None) -> None:
-        """The cell goes on where an earlier run was interrupted, or before that: `why`."""
+    def cell_resumed(self, record: Record, where: str) -> None:
+        """The cell goes on where an earlier run was interrupted."""
         done, tasks = len(record.accuracy), len(record.tasks)
         self._fraction = self._resumed_at = done / tasks
         self._spared += self._resumed_at
-        self._line(f"continues {where_from(record, why)}")
+        self._line(f"continues {where}")
 
     def cell_discarded(self, record: Record, why: str) -> None:
         """The cell cannot go on where an earlier run was interrupted."""
@@ -155,12 +155,6 @@ class Display:
 
 def _title(cell: Cell) -> str:
     return f"{cell.strategy} seed {cell.seed}"
-
-
-def where_from(record: Record, why: str | None) -> str:
-    """After which task a run goes on; `why` not after its last one."""
-    after = f"after task {len(record.accuracy)}/{len(record.tasks)}"
-    return after if why is None else f"only {after} ({why})"
 
 
 def news_of(progress: Progress) -> str:

@@ -33,13 +33,17 @@ getattr(importlib.import_module(module), function)()
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to run in `folder`; `threads` that its run must have, None if any number will do."""
+    """A cell to run in `folder`; `threads` that its run must have, None if any number will do.
+
+    save_every: minutes between snapshots inside a task, 0 for none.
+    """
 
     cell: Cell
     folder: Path
     threads: int | None = None
     data_dir: Path | None = None
     download: bool = False
+    save_every: float = 0.0
 
     def as_text(self) -> str:
         """One line of JSON."""
@@ -56,6 +60,7 @@ def job_from(text: str) -> Job:
         threads=told["threads"],
         data_dir=None if data_dir is None else Path(data_dir),
         download=told["download"],
+        save_every=told["save_every"],
     )
 
 

@@ -14,6 +14,7 @@ PROBE_NAME = "probe.safetensors"
 MODEL_FOLDER = "model"
 MODEL_NEW = "model.new"
 RECORD_BEFORE, PROBE_BEFORE, MODEL_BEFORE = "record.before", "probe.before", "model.before"
+SNAPSHOT_NAME = "snapshot.safetensors"
 EVENTS_FOLDER = "events"
 ERROR_NAME = "error.json"
 
@@ -83,7 +84,8 @@ def remove_parts(folder: Path) -> None:
 def clear(folder: Path) -> None:
     """Remove what a run of a cell keeps in `folder`, and nothing else."""
     try:
-        for name in (FILE_NAME, RECORD_BEFORE, PROBE_NAME, PROBE_BEFORE, ERROR_NAME):
+        files = (FILE_NAME, RECORD_BEFORE, PROBE_NAME, PROBE_BEFORE, SNAPSHOT_NAME, ERROR_NAME)
+        for name in files:
             (folder / name).unlink(missing_ok=True)
         for name in (MODEL_FOLDER, MODEL_BEFORE, MODEL_NEW, EVENTS_FOLDER):
             if (folder / name).exists():

@@ -19,7 +19,7 @@ from firefly_cl.benchmark.folders import check_writable, clear
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.lock import held
-from firefly_cl.benchmark.plan import check_data_dir
+from firefly_cl.benchmark.plan import check_data_dir, check_save_every
 from firefly_cl.benchmark.standing import Standing, standings
 from firefly_cl.errors import ConfigurationError, FileError
 
@@ -38,6 +38,7 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     """
     grid = read_grid(command.grid)
     check_data_dir(command.data_dir)
+    check_save_every(command.save_every)
     executor = executor or _local(command)
     out = command.out or grid.out or OUT
     cells = grid.cells()  # loads torch
@@ -98,7 +99,13 @@ def _run(
     check_strategies([standing.grid_cell.cell for standing in left], scenarios)
     del scenarios
     jobs = [
-        Job(standing.grid_cell.cell, standing.folder, standing.threads, command.data_dir)
+        Job(
+            standing.grid_cell.cell,
+            standing.folder,
+            standing.threads,
+            command.data_dir,
+            save_every=command.save_every,
+        )
         for standing in left
     ]
     titles = {standing.folder: _title(standing, found) for standing in found}

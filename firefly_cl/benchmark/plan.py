@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,6 +205,14 @@ def check_data_dir(path: Path | None) -> None:
     """Raise ConfigurationError if a data path was given and nothing is there."""
     if path is not None and not path.exists():
         raise ConfigurationError(f"--data-dir {path} does not exist: name a folder or file of data")
+
+
+def check_save_every(minutes: float) -> None:
+    """Raise ConfigurationError for minutes that are negative or not finite."""
+    if not (math.isfinite(minutes) and minutes >= 0):
+        raise ConfigurationError(
+            f"--save-every is {minutes:g}: give minutes, or 0 to keep finished tasks alone"
+        )
 
 
 def check_device(device: str) -> None:

@@ -38,6 +38,7 @@ def run_cells(
     data_dir: Path | None,
     download: bool,
     overwrite: bool,
+    save_every: float,
     display: Display,
     outcomes: list[Outcome],
 ) -> None:
@@ -77,10 +78,10 @@ def run_cells(
                 folder,
                 threads=threads,
                 overwrite=overwrite,
+                save_every=save_every,
                 progress=display.progress,
                 task_ended=display.task_ended,
                 resumed=display.cell_resumed,
-                fell_back=display.cell_resumed,
                 discarded=display.cell_discarded,
             )
         except DivergenceError as error:

@@ -57,7 +57,7 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
     use_threads(threads)
 
     from firefly_cl.benchmark.cell import run_cell
-    from firefly_cl.benchmark.display import news_of, where_from
+    from firefly_cl.benchmark.display import news_of
     from firefly_cl.benchmark.quantities import percent
     from firefly_cl.benchmark.records import Record
     from firefly_cl.benchmark.runner import Scenarios
@@ -83,11 +83,8 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
         accuracy = percent(record.average_accuracy)
         tell(News("task", f"{where} done, average accuracy {accuracy} %", done))
 
-    def resumed(record: Record) -> None:
-        fell_back(record, None)
-
-    def fell_back(record: Record, why: str | None) -> None:
-        tell(News("resumed", f"continues {where_from(record, why)}", after(record)[1]))
+    def resumed(record: Record, where: str) -> None:
+        tell(News("resumed", f"continues {where}", after(record)[1]))
 
     def discarded(record: Record, why: str) -> None:
         where, _ = after(record)
@@ -99,10 +96,10 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
         STRATEGIES.get(job.cell.strategy),
         job.folder,
         threads=threads,
+        save_every=job.save_every,
         progress=progress,
         task_ended=task_ended,
         resumed=resumed,
-        fell_back=fell_back,
         discarded=discarded,
     )
 

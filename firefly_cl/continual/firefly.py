@@ -54,8 +54,8 @@ class FireflyLearner:
             constant_width=setup.constant_width,
             generator=torch.Generator().manual_seed(setup.seed),
         )
-        self.net = FireflyNet.from_module(model, torch.zeros(2, channels, height, width))
-        self.strategy = self._strategy(self.net)
+        net = FireflyNet.from_module(model, torch.zeros(2, channels, height, width))
+        self.strategy = self._strategy(net)
         self.tasks_trained = 0
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -67,12 +67,13 @@ class FireflyLearner:
             seed=setup.seed,
             tasks=len(scenario.tasks),
             progress=setup.progress,
-            units=net.units,
+            units=lambda: strategy.net.units(),
+            snapshots=setup.snapshots,
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")
             evaluator = EvaluationPlugin()
-        return FireflyStrategy(
+        strategy = FireflyStrategy(
             model=net,
             plan=self.plan,
             training=training,
@@ -81,6 +82,13 @@ class FireflyLearner:
             device=setup.device,
             evaluator=evaluator,
         )
+        return strategy
+
+    @property
+    def net(self) -> FireflyNet:
+        """The growing network."""
+        net: FireflyNet = self.strategy.net
+        return net
 
     @property
     def growth_events(self) -> list[dict[str, object]]:
@@ -102,7 +110,8 @@ class FireflyLearner:
             spent = total - before.get(phase, 0.0)
             self.seconds[phase] += spent
             edited += spent
-        self.seconds["train"] += time.perf_counter() - start - edited
+        spent = self.setup.snapshots.spent
+        self.seconds["train"] += time.perf_counter() - start + spent - edited
 
     def logits(self, task: int, images: Tensor) -> Tensor:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
@@ -184,7 +193,7 @@ class FireflyLearner:
         net, _ = load_net(folder / WEIGHTS)
         if len(net.tasks) != tasks:
             raise FileError(f"{folder / WEIGHTS} holds {len(net.tasks)} tasks, not {tasks}")
-        self.net, self.strategy = net.train(), self._strategy(net)
+        self.strategy = self._strategy(net.train())
         self.strategy.model.tasks = {task: task for task in range(tasks)}
         self.strategy.firefly.latency = latency
         self.tasks_trained = tasks

@@ -19,6 +19,7 @@ from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
+from firefly_cl.continual.snapshot import State
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import (
     BudgetTooSmall,
@@ -70,6 +71,7 @@ class FireflyPlugin(SupervisedPlugin):
         self._rounds: list[int] = []
         self._at_first: float = 0
         self._steps = 0
+        self._seconds_before: dict[str, float] = {}
         self._last_loss: float | None = None
         self._obtained = 0.0
 
@@ -109,6 +111,7 @@ class FireflyPlugin(SupervisedPlugin):
         self._prunings = _epochs_at(self.plan.prune_at, epochs)
         self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
+        self._seconds_before = dict(self.seconds)
         self._validation = list(self._loader(strategy)) if self._held_out is not None else []
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
@@ -172,6 +175,42 @@ class FireflyPlugin(SupervisedPlugin):
         """Freeze the task."""
         _model(strategy).net.freeze()
         self._validation, self._held_out = [], None
+
+    # --- going on inside a task -------------------------------------------------------------------
+
+    def within_task(self, strategy: Any) -> State | None:
+        """The schedule of growth, and what has been done; None where timings are made meanwhile."""
+        if self.latency is not None:
+            return None
+        net = _model(strategy).net
+        return {}, {
+            "events": [event for event in self.events if event["task"] == net.current],
+            "seconds": {
+                phase: total - self._seconds_before.get(phase, 0.0)
+                for phase, total in self.seconds.items()
+            },
+            "epoch": self._epoch,
+            "due": sorted(self._due),
+            "selections": sorted(self._selections),
+            "prunings": sorted(self._prunings),
+            "rounds": self._rounds,
+            "at_first": self._at_first,
+            "steps": self._steps,
+            "last_loss": self._last_loss,
+            "obtained": self._obtained,
+        }
+
+    def go_on(self, strategy: Any, state: State) -> None:
+        """Take up what `within_task` told."""
+        _, told = state
+        self.events += told["events"]
+        for phase, spent in told["seconds"].items():
+            self.seconds[phase] += spent
+        self._epoch = told["epoch"]
+        self._due, self._selections = set(told["due"]), set(told["selections"])
+        self._prunings, self._rounds = set(told["prunings"]), list(told["rounds"])
+        self._at_first, self._steps = told["at_first"], told["steps"]
+        self._last_loss, self._obtained = told["last_loss"], told["obtained"]
 
     def _timed(self, net: FireflyNet) -> dict[str, object]:
         """Milliseconds of the task's own rows, and by which table."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from firefly_cl.continual.recipe import Recipe
+from firefly_cl.continual.snapshot import Snapshots
 from firefly_cl.errors import FileError
 from firefly_cl.settings import read_settings
 
@@ -71,6 +72,7 @@ class Setup:
     budget: int | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[Progress], None] = silent
+    snapshots: Snapshots = field(default_factory=Snapshots)
 
     @property
     def mirrored(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError, DataError
 from firefly_cl.network import FireflyNet, Selection, floats, task_floats
+from firefly_cl.network.files import net_of, structure_of
 from firefly_cl.network.inherit import inherit
 from firefly_cl.network.layers import GrowableLayer
 
@@ -104,6 +106,16 @@ class FireflyModel(MultiTaskModule):
         block = layer.block(self.net.current)
         assert block is not None
         return list(block.parameters()), block.from_old.shape[1] + block.from_own.shape[1]
+
+    def structure(self) -> dict[str, Any]:
+        """The network without its numbers, as JSON values."""
+        return structure_of(self.net)
+
+    def rebuild(self, structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Put the network of a structure and a `state_dict` of this model in the place of this."""
+        device = next(self.net.parameters()).device
+        inner = {name.removeprefix("net."): part for name, part in state.items()}
+        self.net = net_of(structure, inner).to(device).train(self.training)
 
     def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
         """Logits (B, classes), each sample by its own task's function."""

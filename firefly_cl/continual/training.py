@@ -23,7 +23,9 @@ from firefly_cl.continual.loading import Pixels, RehearsalBatches
 from firefly_cl.continual.mixing import cutmix, mixup
 from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
-from firefly_cl.errors import DataError, DivergenceError
+from firefly_cl.continual.snapshot import Snapshots, State
+from firefly_cl.continual.training_state import restore_training, training_state
+from firefly_cl.errors import DataError, DivergenceError, FileError
 from firefly_cl.scenarios import Batches, Images, images_of, normalise
 
 
@@ -57,6 +59,9 @@ class TrainingPlugin(SupervisedPlugin):
     A model may have a method `heads()` -> (parameters of its heads, features that a head reads);
     they learn at the recipe's rate for heads.
 
+    `snapshots` says when the training of a task is kept, and from where it goes on; it is not
+    kept where a plugin of the strategy is no `WithinTask`.
+
     Raises DivergenceError at a loss that is NaN or infinite, before it reaches the weights, and
     DataError at an experience without two images or with pixels that are not finite.
     """
@@ -70,6 +75,7 @@ class TrainingPlugin(SupervisedPlugin):
         tasks: int | None = None,
         progress: Callable[[Progress], None] = silent,
         units: Callable[[], int | None] = lambda: None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         super().__init__()
         self.recipe = recipe
@@ -78,6 +84,7 @@ class TrainingPlugin(SupervisedPlugin):
         self.tasks = tasks
         self.progress = progress
         self.units = units
+        self.snapshots = snapshots or Snapshots()
         self.phase = "train"
         self.step = 0
         self.steps = 1
@@ -119,7 +126,41 @@ class TrainingPlugin(SupervisedPlugin):
 
         strategy.forward = forward
         self._epoch = 0
+        snapshot = self.snapshots.begin(self.task)
+        if snapshot is not None:
+            try:
+                restore_training(strategy, snapshot)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise FileError(
+                    f"the snapshot of task {self.task} does not fit it ({_first_line(error)}): "
+                    "run the cell again with --overwrite"
+                ) from error
+            strategy.train_epochs -= self._epoch
         self._tell(None, None)
+
+    def within_task(self, strategy: Any) -> State | None:
+        """Schedule, mixing and the order of images; None for a loader that is not ours."""
+        loader = strategy.dataloader
+        if isinstance(loader, RehearsalBatches):  # its parts share one generator
+            loader = loader.current
+        if not isinstance(loader, Batches):
+            return None
+        return {"order": loader.generator.get_state()}, {
+            "epoch": self._epoch,
+            "step": self.step,
+            "steps": self.steps,
+            "mixing": self._mixing.bit_generator.state,
+        }
+
+    def go_on(self, strategy: Any, state: State) -> None:
+        """Take up what `within_task` told."""
+        tensors, told = state
+        loader = strategy.dataloader
+        if isinstance(loader, RehearsalBatches):
+            loader = loader.current
+        loader.generator.set_state(tensors["order"])
+        self._epoch, self.step, self.steps = told["epoch"], told["step"], told["steps"]
+        self._mixing.bit_generator.state = told["mixing"]
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Leave the strategy as it was: plain forward, one group, plain memory layout."""
@@ -130,6 +171,7 @@ class TrainingPlugin(SupervisedPlugin):
             strategy.optimizer.param_groups.remove(group)
         strategy.__dict__.pop("forward", None)
         lay_out(strategy.model, channels_last=False)
+        strategy.train_epochs = self.recipe.epochs
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Begin to average the loss."""
@@ -140,6 +182,10 @@ class TrainingPlugin(SupervisedPlugin):
         self._epoch += 1
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._tell(loss, self._right / self._seen if self._seen else None)
+        if self._epoch < self.recipe.epochs and self.snapshots.due():
+            state = training_state(strategy)
+            if state is not None:
+                self.snapshots.take(self.task, self._epoch, state)
 
     def before_training_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Set the learning rate of this step; a group's `rate_scale` multiplies it."""
@@ -292,6 +338,10 @@ class TrainingPlugin(SupervisedPlugin):
                 self.units(),
             )
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _is_plain(dataset: Any) -> bool:

@@ -53,8 +53,14 @@ def save_net(net: FireflyNet, path: Path, extra: Mapping[str, Any] | None = None
     Weights and structure share the file, so that neither can be newer than the other. extra:
     JSON values kept beside the structure. Raises FileError.
     """
-    structure = {
-        "schema": SCHEMA,
+    structure = {"schema": SCHEMA, **structure_of(net), "extra": dict(extra or {})}
+    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
+    write_atomically(path, save(state, {"firefly_cl": json.dumps(structure)}))
+
+
+def structure_of(net: FireflyNet) -> dict[str, Any]:
+    """Nodes, spaces and tasks of a network, as JSON values."""
+    return {
         "nodes": [node.to_json() for node in net.nodes],
         "spaces": [
             {"name": s.name, "widths": sorted(s.widths.items()), "fixed": s.fixed}
@@ -69,10 +75,7 @@ def save_net(net: FireflyNet, path: Path, extra: Mapping[str, Any] | None = None
             }
             for task in net.tasks
         ],
-        "extra": dict(extra or {}),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_atomically(path, save(state, {"firefly_cl": json.dumps(structure)}))
 
 
 def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
@@ -96,13 +99,17 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
             f"{path} has schema {schema}, this version reads up to {SCHEMA}: update firefly_cl"
         )
     try:
-        return _build(structure, state), structure["extra"]
+        return net_of(structure, state), structure["extra"]
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as e:
         why = str(e).strip().partition("\n")[0]
         raise FileError(f"{path} does not fit together ({why}): restore or rerun") from e
 
 
-def _build(structure: Mapping[str, Any], state: dict[str, Tensor]) -> FireflyNet:
+def net_of(structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> FireflyNet:
+    """The network of what `structure_of` told and its `state_dict`, in evaluation mode.
+
+    Raises one of several errors where the two do not fit together.
+    """
     spaces = {
         s["name"]: Space(s["name"], {int(o): int(w) for o, w in s["widths"]}, bool(s["fixed"]))
         for s in structure["spaces"]

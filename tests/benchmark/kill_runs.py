@@ -55,14 +55,14 @@ ENDED = os.WEXITED | os.WNOWAIT
 """For looking at a child that has ended, and leaving it to be waited for."""
 
 
-def child(cell: Cell, folder: Path, tell: Callable[[News], None]) -> int:
+def child(cell: Cell, folder: Path, tell: Callable[[News], None], save_every: float = 0.0) -> int:
     """The id of a process that runs `cell` in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     process = os.fork()
     if process:
         return process
     try:
-        perform(Job(cell, folder, threads=1), tell)
+        perform(Job(cell, folder, threads=1, save_every=save_every), tell)
     finally:
         os._exit(0)
 
@@ -82,7 +82,7 @@ def finished(folder: Path) -> bool:
 
 
 def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
-    """Kill `number` runs of each strategy; what each had ended, and the finished folders."""
+    """Kill runs of each strategy `number` times; what each had ended, and the finished folders."""
     draw = random.Random(seed)
     runs: list[list[str]] = []
     ended: dict[str, list[int]] = {}
@@ -96,7 +96,8 @@ def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
         while len(ended[cell.strategy]) < number:
             killed = folder / f"{cell.strategy}-killed-{attempt}"
             while not finished(killed):
-                process = child(cell, killed, silent)
+                # of every other run, snapshots are kept inside tasks: after each epoch
+                process = child(cell, killed, silent, save_every=1e-9 * (attempt % 2))
                 if len(ended[cell.strategy]) < number and kill(process, cell, killed, draw, a_task):
                     ended[cell.strategy].append(tasks_in(killed))
                     continue

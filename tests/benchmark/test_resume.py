@@ -75,8 +75,7 @@ def run(folder: Path, cell: Cell = GROWING, scenario: Scenario | None = None) ->
         folder,
         threads=1,
         progress=lambda progress: None,
-        resumed=lambda record: said.append(f"continues after {len(record.accuracy)}"),
-        fell_back=lambda record, why: said.append(f"falls back to {len(record.accuracy)}: {why}"),
+        resumed=lambda record, where: said.append(f"continues {where}"),
         discarded=lambda record, why: said.append(why),
     )
     return said
@@ -157,7 +156,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_bits(
     owner: Any, name: str, call: int, after: bool, done: int, whole: Path, tmp_path: Path
 ) -> None:
     interrupted(tmp_path, owner, name, call, after=after)
-    assert run(tmp_path) == [f"continues after {done}"]
+    assert run(tmp_path) == [f"continues after task {done}/3"]
     assert_same_run(whole, tmp_path)
     assert all(check.equal for check in verify(tmp_path))
 
@@ -181,7 +180,7 @@ def test_growth_charged_by_timings_goes_on_with_the_same_ones(tmp_path: Path) ->
             [1e3 * (1 + i)] * len(entry["columns"]) for i in range(len(entry["rows"]))
         ]
     file.write_text(json.dumps(told))
-    assert run(tmp_path / "stopped", cell) == ["continues after 1"]
+    assert run(tmp_path / "stopped", cell) == ["continues after task 1/2"]
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
@@ -189,7 +188,7 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
     interrupted(tmp_path, checkpoints, "write_atomic", 7)
     interrupted(tmp_path, checkpoints, "write_atomic", 4)
     interrupted(tmp_path, checkpoints, "_rename", 4)
-    assert run(tmp_path) == ["continues after 2"]
+    assert run(tmp_path) == ["continues after task 2/3"]
     assert_same_run(whole, tmp_path)
 
 
@@ -249,7 +248,7 @@ def test_other_runs_go_on_to_the_same_bits(
         stop(monkeypatch, checkpoints, "write_atomic", LAST_WRITE[tasks])
         run(tmp_path / "killed", cell)
     monkeypatch.undo()
-    assert run(tmp_path / "killed", cell) == [f"continues after {tasks - 1}"]
+    assert run(tmp_path / "killed", cell) == [f"continues after task {tasks - 1}/{tasks}"]
     grown = {event["task"] for event in read_record(tmp_path / "whole").growth_events}
     assert grown == (set(range(tasks)) if cell.strategy == "firefly" else set())
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
@@ -264,7 +263,7 @@ def test_a_memory_goes_on_where_several_tasks_are_left(buffer: str, tmp_path: Pa
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         stop(patch, checkpoints, "write_atomic", LAST_WRITE[2])
         run(tmp_path / "killed", cell)
-    assert run(tmp_path / "killed", cell) == ["continues after 1"]
+    assert run(tmp_path / "killed", cell) == ["continues after task 1/4"]
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -354,7 +353,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     folder = shutil.copytree(two_tasks, tmp_path / "run")
     damage(folder / file)
     (said,) = run(folder)
-    assert said.startswith("falls back to 1: ") and "\n" not in said
+    assert said.startswith("continues only after task 1/3 (") and "\n" not in said
     assert why in said and file in said
     assert_same_run(whole, folder)
 
@@ -363,7 +362,7 @@ def test_falling_back_may_be_cut_off(two_tasks: Path, whole: Path, tmp_path: Pat
     folder = shutil.copytree(two_tasks, tmp_path / "run")
     halved(folder / "model/model.safetensors")
     interrupted(folder, checkpoints, "_remove", 1)  # the record is the older one already
-    assert run(folder) == ["continues after 1"]
+    assert run(folder) == ["continues after task 1/3"]
     assert_same_run(whole, folder)
 
 
@@ -393,7 +392,7 @@ def test_two_checkpoints_are_kept_at_most(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_new_model_that_was_cut_off_leaves_the_one_before(whole: Path, tmp_path: Path) -> None:
     interrupted(tmp_path, checkpoints, "write_atomic", 7)  # the record does not tell of it yet
     halved(tmp_path / "model/model.safetensors")
-    assert run(tmp_path) == ["continues after 1"]
+    assert run(tmp_path) == ["continues after task 1/3"]
     assert_same_run(whole, tmp_path)
 
 

@@ -92,6 +92,15 @@ def test_wrong_options_are_found_before_anything_runs(option: str, says: str, fa
     assert not list(Path("out").rglob("record.json"))
 
 
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
+def test_minutes_that_cannot_be(minutes: str, fails: Fails) -> None:
+    said = fails("run", *QUICK, "--save-every", minutes, "--out", "out")
+    assert (
+        said == f"error: --save-every is {minutes}: give minutes, or 0 to keep finished tasks alone"
+    )
+    assert not Path("out").exists()
+
+
 def test_a_budget_that_is_too_small(fails: Fails) -> None:
     assert "over the budget of 100" in fails("run", *QUICK, "--budget", "100")
 

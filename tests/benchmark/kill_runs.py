@@ -24,6 +24,7 @@ import torch
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.failures import read_failure
+from firefly_cl.benchmark.folders import SNAPSHOT_NAME
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.runner import Scenarios
 from firefly_cl.benchmark.worker import perform
@@ -50,6 +51,9 @@ REPLAY = Cell(
     options={"mem_size": "40"},
 )
 
+
+KILLS_OF_A_RUN = 2
+"""Then it may come to its end: on a busy machine all kills would fall into one run's last task."""
 
 ENDED = os.WEXITED | os.WNOWAIT
 """For looking at a child that has ended, and leaving it to be waited for."""
@@ -82,10 +86,11 @@ def finished(folder: Path) -> bool:
 
 
 def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
-    """Kill runs of each strategy `number` times; what each had ended, and the finished folders."""
+    """Kill runs of each strategy `number` times; what each had ended, how many had a snapshot."""
     draw = random.Random(seed)
     runs: list[list[str]] = []
     ended: dict[str, list[int]] = {}
+    inside = 0
     for cell in (FIREFLY, REPLAY):
         ended[cell.strategy] = []
         whole = folder / f"{cell.strategy}-whole"
@@ -95,18 +100,21 @@ def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
         attempt = 0
         while len(ended[cell.strategy]) < number:
             killed = folder / f"{cell.strategy}-killed-{attempt}"
+            left = min(KILLS_OF_A_RUN, number - len(ended[cell.strategy]))
             while not finished(killed):
                 # of every other run, snapshots are kept inside tasks: after each epoch
                 process = child(cell, killed, silent, save_every=1e-9 * (attempt % 2))
-                if len(ended[cell.strategy]) < number and kill(process, cell, killed, draw, a_task):
+                if left and kill(process, cell, killed, draw, a_task):
+                    left -= 1
                     ended[cell.strategy].append(tasks_in(killed))
+                    inside += (killed / SNAPSHOT_NAME).exists()
                     continue
                 os.waitpid(process, 0)
                 if not finished(killed):
                     raise RuntimeError(f"{killed} failed: {read_failure(killed)}")
             runs.append([str(whole), str(killed)])
             attempt += 1
-    return {"ended": ended, "runs": runs}
+    return {"ended": ended, "inside": inside, "runs": runs}
 
 
 def kill(process: int, cell: Cell, folder: Path, draw: random.Random, a_task: float) -> bool:

@@ -49,7 +49,7 @@ def most_at_once(times: list[tuple[float, float]]) -> int:
 def test_a_job_survives_the_way_to_its_worker(tmp_path: Path):
     there = job(tmp_path / "a b", 3, growth="0.5")
     assert job_from(there.as_text()) == there
-    whole = Job(there.cell, there.folder, None, Path("data"), download=True)
+    whole = Job(there.cell, there.folder, None, Path("data"), download=True, save_every=2.5)
     assert job_from(whole.as_text()) == whole
 
 

@@ -45,6 +45,7 @@ def test_runs_killed_at_random_moments_end_with_the_same_bits(tmp_path: Path):
     for ended in found["ended"].values():
         assert len(ended) == KILLS
         assert any(ended)  # some had something to go on from
+    assert found["inside"]  # and some a snapshot inside a task
     for whole, killed in found["runs"]:
         assert_same_run(Path(whole), Path(killed))
 

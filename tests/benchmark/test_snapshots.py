@@ -123,6 +123,7 @@ def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:
     [
         replace(GROWING, backbone="resnet9", width=0.05, budget=None, options={"grow_at": "0.4"}),
         replace(GROWING, validation=0.0, options={"grow_at": "0.4,0.6", "restart": "yes"}),
+        replace(GROWING, options={"grow_at": "0.2,0.4,0.8", "patience": "0.99"}),
         replace(GROWING, recipe={**RECIPE, "optimizer": "adamw", "learning_rate": 0.002}),
         replace(BASELINE, strategy="individual"),
         BASELINE,
@@ -138,6 +139,7 @@ def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:
     ids=[
         "firefly resnet9",
         "firefly restart",
+        "firefly that has stopped growing",
         "firefly adamw",
         "individual",
         "naive",

@@ -15,22 +15,28 @@ from firefly_cl.network.deeper import Deeper, deeper_layer
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer, Statistics
 from firefly_cl.network.rebuild import Rows
-from firefly_cl.network.rows import copied_norm, copied_rows, drawn_rows
+from firefly_cl.network.rows import (
+    copied_norm,
+    copied_rows,
+    drawn_rows,
+    growable_layer,
+    own_block,
+    own_channels,
+)
 from firefly_cl.network.space import channel_count
 
 
 class Directions(NamedTuple):
     """Values that a search moves, unit by unit.
 
-    values: tensors with `units` units in dimension `dim`. length: of a step, against others.
-    bounded: whether each unit keeps norm 1, over all the tensors together.
+    values: tensors with `units` units in dimension `dim`. length: norm that each unit keeps, over
+    all the tensors together.
     """
 
     values: Sequence[Tensor]
     dim: int
     units: int
     length: float = 1.0
-    bounded: bool = True
 
 
 @dataclass
@@ -40,7 +46,8 @@ class SpaceCandidates:
     copies: numbers of older units to unlock. directions: per producer, (rows of splits then of
     copies, columns, ...), each unit's d. incoming: per producer, rows of new units. outgoing: per
     consumer, (rows, columns of new units, ...), unit by unit, also where a layer reads the space
-    in several places. split_gates (splits,), copy_gates (copies,),
+    in several places. row_length, column_length: norms of d and incoming, and of outgoing, which are
+    those that the task's own units here have in the mean. split_gates (splits,), copy_gates (copies,),
     new_gates (news,): the eps of each candidate. originals, original_norms: what copies start
     from, per producer and norm. statistics: per norm, those of the last batch on copies, then on
     new units.
@@ -52,6 +59,8 @@ class SpaceCandidates:
     directions: dict[str, Tensor]
     incoming: dict[str, Tensor]
     outgoing: dict[str, Tensor]
+    row_length: float
+    column_length: float
     split_gates: Tensor
     copy_gates: Tensor
     new_gates: Tensor
@@ -63,9 +72,9 @@ class SpaceCandidates:
         """What a search moves: d of splits and copies; u and v of new units."""
         moving = self.splits + len(self.copies)
         return [
-            Directions(list(self.directions.values()), 0, moving),
-            Directions(list(self.incoming.values()), 0, self.news, math.sqrt(2.0), False),
-            Directions(list(self.outgoing.values()), 1, self.news),
+            Directions(list(self.directions.values()), 0, moving, self.row_length),
+            Directions(list(self.incoming.values()), 0, self.news, self.row_length),
+            Directions(list(self.outgoing.values()), 1, self.news, self.column_length),
         ]
 
     def gates(self) -> list[Tensor]:
@@ -105,7 +114,7 @@ class LayerCandidates:
         """What a search moves: u and v of the hidden units, as of new ones."""
         hidden = len(self.hidden_gates)
         return [
-            Directions([self.incoming], 0, hidden, math.sqrt(2.0), False),
+            Directions([self.incoming], 0, hidden, math.sqrt(2.0)),
             Directions([self.outgoing], 1, hidden),
         ]
 
@@ -136,8 +145,10 @@ def propose(
 ) -> dict[str, SpaceCandidates]:
     """Every own unit as a split, up to `copies` older units to unlock, `news` new units a space.
 
-    Directions are drawn with norm 1 (incoming rows of new units by He), gates are 0. Older units
-    whose rows read what the task does not read cannot be unlocked and are passed over.
+    Directions are drawn with the norms that the weights of the task's own units there have. So a
+    gate is a share of these, nothing depends on the scale of weights before a norm, and new units
+    learn as fast as others: behind a norm, long rows learn slowly. Gates are 0. Older units whose
+    rows read what the task does not read cannot be unlocked and are passed over.
     """
     found = {}
     for name in spaces:
@@ -176,6 +187,7 @@ def _propose_in(
         directions,
         incoming,
         outgoing,
+        *_lengths(net, name),
         like.new_zeros(splits),
         like.new_zeros(len(chosen)),
         like.new_zeros(news),
@@ -185,6 +197,27 @@ def _propose_in(
     )
     project(made.searched())
     return made
+
+
+def _lengths(net: FireflyNet, space: str) -> tuple[float, float]:
+    """Root mean square norm of the own units' rows and of their outgoing columns in a space.
+
+    1 where there are none, or all are zero.
+    """
+    own = net.spaces[space].width(net.current)
+    if not own:
+        return 1.0, 1.0
+    rows, columns = 0.0, 0.0
+    for node in net.producers(space):
+        block = own_block(net, node.name)
+        at = own_channels(net, node.layout, space, torch.arange(own)).to(block.from_own.device)
+        for part in (block.from_old, block.from_own):
+            rows += float(part.detach()[at].square().sum())
+    for node in net.consumers(space):
+        block, reads = own_block(net, node.name), growable_layer(net, node.name).reads
+        at = own_channels(net, reads, space, torch.arange(own)).to(block.from_own.device)
+        columns += float(block.from_own.detach()[:, at].square().sum())
+    return math.sqrt(rows / own) or 1.0, math.sqrt(columns / own) or 1.0
 
 
 def _unlockable(net: FireflyNet, space: str) -> Tensor:
@@ -236,11 +269,11 @@ def _propose_behind(
 
 @torch.no_grad()
 def project(directions: Sequence[Directions]) -> None:
-    """Scale every unit's bounded directions to norm 1, over all layers that have some of them."""
-    for values, dim, units, _, bounded in directions:
-        if not (bounded and units and values):
+    """Scale every unit's directions to their norm, over all layers that have some of them."""
+    for values, dim, units, length in directions:
+        if not (units and values):
             continue
-        scale = unit_lengths(values, dim, units).clamp(min=1e-12).reciprocal()
+        scale = length / unit_lengths(values, dim, units).clamp(min=1e-12)
         for value in values:
             value *= by_unit(scale, value, dim)
 

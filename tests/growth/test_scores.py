@@ -129,7 +129,7 @@ def test_gradients_of_gates_agree_with_finite_differences(smooth: FireflyNet) ->
         return loss(lambda x: CandidateExecution(smooth, candidates).run(x), BATCH)
 
     slopes = torch.autograd.grad(value(), gates)
-    step = 1e-5
+    step = 1e-6
     with torch.no_grad():
         for gate, slope in zip(gates, slopes, strict=True):
             for i in range(len(gate)):

@@ -165,8 +165,25 @@ def select(
     section 3). together: the cost of so many units by space, where it is more than the sum of
     the candidates'. Candidates without gain are never kept.
     """
-    gainful = [candidate for candidate in candidates if candidate.gain > 0]
-    return take(sorted(gainful, key=_worth, reverse=True), budget, most, together)
+    return take(by_worth(candidates), budget, most, together)
+
+
+def by_worth(
+    candidates: Sequence[Candidate], widths: Mapping[str, int] | None = None, returns: float = 0.0
+) -> list[Candidate]:
+    """The candidates with a gain, the greatest for its cost first.
+
+    widths: units that each space has. returns: above 0, a unit that comes k-th in a space of w is
+    worth (w / (w + k)) ** returns of its gain, for those of one space do much the same.
+    """
+    found: list[tuple[float, Candidate]] = []
+    ranks: dict[str, int] = {}
+    for candidate in sorted((c for c in candidates if c.gain > 0), key=_worth, reverse=True):
+        rank = ranks.get(candidate.space, 0)
+        ranks[candidate.space] = rank + candidate.units
+        width = max((widths or {}).get(candidate.space, 1), 1)
+        found.append((_worth(candidate) * (width / (width + rank)) ** returns, candidate))
+    return [candidate for _, candidate in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
 def take(

@@ -46,8 +46,8 @@ class SpaceCandidates:
     copies: numbers of older units to unlock. directions: per producer, (rows of splits then of
     copies, columns, ...), each unit's d. incoming: per producer, rows of new units. outgoing: per
     consumer, (rows, columns of new units, ...), unit by unit, also where a layer reads the space
-    in several places. row_length, column_length: norms of d and incoming, and of outgoing, which are
-    those that the task's own units here have in the mean. split_gates (splits,), copy_gates (copies,),
+    in several places. row_length: norm of d and incoming, column_length: of outgoing, those that
+    the task's own units here have in the mean. split_gates (splits,), copy_gates (copies,),
     new_gates (news,): the eps of each candidate. originals, original_norms: what copies start
     from, per producer and norm. statistics: per norm, those of the last batch on copies, then on
     new units.

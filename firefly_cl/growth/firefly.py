@@ -16,7 +16,14 @@ from torch import Tensor
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth import CRITERIA
-from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
+from firefly_cl.growth.budget import (
+    Budget,
+    Candidate,
+    by_worth,
+    room_to_double,
+    step_cost,
+    take,
+)
 from firefly_cl.growth.candidates import (
     Candidates,
     Directions,
@@ -49,29 +56,32 @@ class Firefly:
 
     news: new candidates in each space. copies: older units tried as unlocked copies in each.
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
-    reach: eps, the size of a committed gate; directions have norm 1 over a unit's rows. steps,
-    step_size: of the search for directions. path_points: n of the mean score along a gate's
-    path. score_batches: batches that the score is averaged over. halvings: how often reach may be
-    halved where all candidates together raise the loss, and then the gates of all winners, to
-    lower it the most.
+    reach: eps, the size of a committed gate, as a share of the weights of the task's own units
+    there. steps, step_size: of the search for directions, as a share of these. path_points: n of
+    the mean score along a gate's path. score_batches: the first so many of the batches, which the
+    score is averaged over; directions are searched on the others. halvings: how often reach may
+    be halved where all candidates together raise the loss, and then the gates of all winners, to
+    lower it the most. returns: how fast further units of one layer lose worth (`by_worth`).
     """
 
     news: int = 16
     copies: int = 16
     splits: bool = True
     depths: int = 0
-    reach: float = 0.1
+    reach: float = 0.02
     steps: int = 8
-    step_size: float = 0.5
+    step_size: float = 0.05
     path_points: int = 3
     score_batches: int = 4
     halvings: int = 6
+    returns: float = 2.0
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        if min(self.news, self.copies, self.depths, self.steps, self.halvings) < 0:
+        if min(self.news, self.copies, self.depths, self.steps, self.halvings, self.returns) < 0:
             raise ConfigurationError(
-                "news, copies, depths, steps and halvings of firefly growth must be 0 or more"
+                "news, copies, depths, steps, halvings and returns of firefly growth must be 0 or "
+                "more"
             )
         require_positive("firefly", reach=self.reach, step_size=self.step_size)
         if self.path_points < 1 or self.score_batches < 1:
@@ -98,11 +108,13 @@ class Firefly:
                 **propose(net, spaces, self.news, self.copies, generator, self.splits),
                 **propose_layers(net, places, self.depths, generator),
             }
-            near = self._within_reach(net, candidates, batches, loss, autocast)
+            held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
+            near = self._within_reach(net, candidates, held, rest, loss, autocast)
             _set_gates(candidates, lambda *candidate: 0.0)
-            scored = near.score(net, candidates, batches, loss, costs)
-            kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
-            share = near.settle(net, candidates, kept, batches, loss)
+            scored = near.score(net, candidates, held, loss, costs)
+            order = by_worth(scored, room, self.returns)
+            kept = take(order, budget, room, lambda more: step_cost(net, more, budget))
+            share = near.settle(net, candidates, kept, held, loss)
             kept = [replace(c, gain=c.gain * share ** (1 + (c.kind == "split"))) for c in kept]
             return Growth(commit(net, candidates, kept, near.reach * share), kept)
 
@@ -110,20 +122,21 @@ class Firefly:
         self,
         net: FireflyNet,
         candidates: Candidates,
-        batches: Sequence[Any],
+        held: Sequence[Any],
+        rest: Sequence[Any],
         loss: Loss,
         autocast: Autocast,
     ) -> Firefly:
         """Search, with half the reach again while the candidates together raise the loss."""
         _set_gates(candidates, lambda *candidate: 0.0)
-        before = self._scored_loss(net, candidates, batches, loss)
+        before = self._scored_loss(net, candidates, held, loss)
         near = self
         for _ in range(self.halvings):
-            near.search(net, candidates, batches, loss, autocast)
-            if self._scored_loss(net, candidates, batches, loss) < before:
+            near.search(net, candidates, rest, loss, autocast)
+            if self._scored_loss(net, candidates, held, loss) < before:
                 return near
             near = replace(near, reach=near.reach / 2)
-        near.search(net, candidates, batches, loss, autocast)
+        near.search(net, candidates, rest, loss, autocast)
         return near
 
     def search(
@@ -137,7 +150,7 @@ class Firefly:
         """Step 1: move directions and gates down the loss together, the network fixed.
 
         Each unit's direction moves by a step of fixed length against its mean gradient so far
-        and is scaled back to norm 1; gates move by a fixed step and stay within `reach`.
+        and is scaled back to its norm; gates move by a fixed step and stay within `reach`.
         """
         searched = [found for each in candidates.values() for found in each.searched()]
         values = [value for directions in searched for value in directions.values]

@@ -66,7 +66,7 @@ class Candidate:
     that its layer would stand behind. unit: its number among the task's own units (split, copy,
     schemes), the new candidates (new, deeper) or all older units (unlock) of the space. gain:
     expected decrease of the loss. cost: in the budget's currency. sign: of its gate. units: it
-    adds.
+    adds. slope: of the loss by its gate, where a gain comes from one.
     """
 
     kind: str
@@ -76,6 +76,7 @@ class Candidate:
     cost: float
     sign: float = 1.0
     units: int = 1
+    slope: float = 0.0
 
 
 def unit_cost(net: FireflyNet, space: str, cost: str, latency: LatencyTable | None = None) -> float:

@@ -6,6 +6,7 @@ Growing Neural Networks", arXiv 2102.08574.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -59,20 +60,20 @@ class Firefly:
     reach: eps, the size of a committed gate, as a share of the weights of the task's own units
     there. steps, step_size: of the search for directions, as a share of these. path_points: n of
     the mean score along a gate's path. score_batches: the first so many of the batches, which the
-    score is averaged over; directions are searched on the others. halvings: how often reach may
-    be halved where all candidates together raise the loss, and then the gates of all winners, to
-    lower it the most. returns: how fast further units of one layer lose worth (`by_worth`).
+    score is averaged over; directions are searched on the others. halvings: how often the gates
+    of all winners may be halved to lower the loss the most. returns: how fast further units of
+    one layer lose worth (`by_worth`).
     """
 
     news: int = 16
     copies: int = 16
     splits: bool = True
     depths: int = 0
-    reach: float = 0.02
+    reach: float = 0.1
     steps: int = 8
     step_size: float = 0.05
     path_points: int = 3
-    score_batches: int = 4
+    score_batches: int = 8
     halvings: int = 6
     returns: float = 2.0
 
@@ -109,35 +110,13 @@ class Firefly:
                 **propose_layers(net, places, self.depths, generator),
             }
             held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
-            near = self._within_reach(net, candidates, held, rest, loss, autocast)
+            self.search(net, candidates, rest, loss, autocast)
             _set_gates(candidates, lambda *candidate: 0.0)
-            scored = near.score(net, candidates, held, loss, costs)
-            order = by_worth(scored, room, self.returns)
+            order = by_worth(self.score(net, candidates, held, loss, costs), room, self.returns)
             kept = take(order, budget, room, lambda more: step_cost(net, more, budget))
-            share = near.settle(net, candidates, kept, held, loss)
-            kept = [replace(c, gain=c.gain * share ** (1 + (c.kind == "split"))) for c in kept]
-            return Growth(commit(net, candidates, kept, near.reach * share), kept)
-
-    def _within_reach(
-        self,
-        net: FireflyNet,
-        candidates: Candidates,
-        held: Sequence[Any],
-        rest: Sequence[Any],
-        loss: Loss,
-        autocast: Autocast,
-    ) -> Firefly:
-        """Search, with half the reach again while the candidates together raise the loss."""
-        _set_gates(candidates, lambda *candidate: 0.0)
-        before = self._scored_loss(net, candidates, held, loss)
-        near = self
-        for _ in range(self.halvings):
-            near.search(net, candidates, rest, loss, autocast)
-            if self._scored_loss(net, candidates, held, loss) < before:
-                return near
-            near = replace(near, reach=near.reach / 2)
-        near.search(net, candidates, rest, loss, autocast)
-        return near
+            reach = self.settle(net, candidates, kept, held, loss)
+            kept = [replace(c, gain=self._promise(c, reach)) for c in kept]
+            return Growth(commit(net, candidates, kept, reach), kept)
 
     def search(
         self,
@@ -150,13 +129,15 @@ class Firefly:
         """Step 1: move directions and gates down the loss together, the network fixed.
 
         Each unit's direction moves by a step of fixed length against its mean gradient so far
-        and is scaled back to its norm; gates move by a fixed step and stay within `reach`.
+        and is scaled back to its norm. Gates move by a fixed step and stay so small that all
+        together are no further from the network than one at `reach`.
         """
         searched = [found for each in candidates.values() for found in each.searched()]
         values = [value for directions in searched for value in directions.values]
         gates = _gates(candidates)
+        reach = self.reach / math.sqrt(max(sum(len(gate) for _, gate in gates), 1))
         for kind, gate in gates:
-            gate.fill_(self.reach if kind == "split" else 0.1 * self.reach)
+            gate.fill_(reach if kind == "split" else 0.1 * reach)
         means = [torch.zeros_like(value) for value in values]
         for step in range(self.steps):
             with autocast():
@@ -164,8 +145,8 @@ class Firefly:
             found = _gradients(loss_value, values + [gate for _, gate in gates])
             with torch.no_grad():
                 for gradient, (_, gate) in zip(found[len(values) :], gates, strict=True):
-                    gate -= (self.reach / self.steps) * gradient.sign()
-                    gate.clamp_(-self.reach, self.reach)
+                    gate -= (reach / self.steps) * gradient.sign()
+                    gate.clamp_(-reach, reach)
                 for mean, gradient in zip(means, found, strict=False):
                     mean += (gradient - mean) / (step + 1)
             left = iter(means)
@@ -193,26 +174,48 @@ class Firefly:
         """Step 2: the mean gradient of each gate along its path, and what it promises.
 
         s_i = (1/n) sum_z dL/d eps_i at (2z-1)/(2n) eps_i, the other gates as they are (closed, in
-        a growth step). A split, whose effect is even in eps, promises -eps s_i; others |eps s_i|.
+        a growth step). A split, whose effect is even in eps, promises -eps s_i. Others promise
+        max (eps |s_i| - h eps^2 / 2) over eps up to `reach`, where h, the empirical Fisher
+        information of a gate, is the variance of slopes between images (batch size times that
+        between batches), in the mean over the candidates of one kind and place; 0 where there is
+        but one batch.
         """
         gates = [gate for _, gate in _gates(candidates)]
-        total = [torch.zeros_like(gate) for gate in gates]
-        rounds = self.path_points * self.score_batches
-        for i in range(self.score_batches):
-            batch = batches[i % len(batches)]
+        slopes: list[list[Tensor]] = [[] for _ in gates]
+        for batch in batches[: self.score_batches]:
+            total = [torch.zeros_like(gate) for gate in gates]
             for z in range(1, self.path_points + 1):
                 fraction = (2 * z - 1) / (2 * self.path_points)
                 value = self._loss(net, candidates, batch, loss, fraction)
                 for mean, gradient in zip(total, _gradients(value, gates), strict=True):
-                    mean += gradient / rounds
-        scored, slopes = [], iter(total)
+                    mean += gradient / self.path_points
+            for of_gate, mean in zip(slopes, total, strict=True):
+                of_gate.append(mean)
+        scored, found = [], iter(slopes)
         for name, each in candidates.items():
             for kind, units in each.kinds().items():
-                for unit, slope in zip(units, next(slopes).tolist(), strict=False):
-                    gain = -self.reach * slope if kind == "split" else self.reach * abs(slope)
+                of_batches = torch.stack(next(found))
+                information = 0.0
+                if len(of_batches) > 1 and len(units):
+                    spread = float(of_batches.var(0).mean())
+                    information = spread * _batch_size(batches[0])
+                for unit, slope in zip(units, of_batches.mean(0).tolist(), strict=False):
+                    gain = self._gain(kind, slope, information)
                     sign = 1.0 if kind == "split" or slope < 0 else -1.0
-                    scored.append(Candidate(kind, name, unit, gain, costs[name], sign))
+                    scored.append(Candidate(kind, name, unit, gain, costs[name], sign, slope=slope))
         return scored
+
+    def _gain(self, kind: str, slope: float, information: float) -> float:
+        if kind == "split":
+            return -self.reach * slope
+        eps = min(self.reach, abs(slope) / information) if information else self.reach
+        return eps * abs(slope) - information * eps**2 / 2
+
+    def _promise(self, candidate: Candidate, reach: float) -> float:
+        """The decrease of the loss by one gate of size `reach`, to first order (splits: second)."""
+        if candidate.kind == "split":
+            return -candidate.slope * reach**2 / self.reach
+        return abs(candidate.slope) * reach
 
     def settle(
         self,
@@ -222,17 +225,16 @@ class Firefly:
         batches: Sequence[Any],
         loss: Loss,
     ) -> float:
-        """Step 3: the share of `reach`, by halving, at which the winners lower the loss the most.
+        """Step 3: the reach, by halving, at which the winners lower the loss the most.
 
         Each was scored for itself. Those of one space went down the same slope, and small steps
         in one direction may add up to one that is too long.
         """
         signs = {(c.space, c.kind, c.unit): c.sign for c in kept}
         losses = []
-        for share in (0.5**n for n in range(self.halvings + 1)):
-            gate = self.reach * share
+        for gate in (self.reach * 0.5**n for n in range(self.halvings + 1)):
             _set_gates(candidates, lambda *which, gate=gate: gate * signs.get(which, 0.0))
-            losses.append((self._scored_loss(net, candidates, batches, loss), share))
+            losses.append((self._scored_loss(net, candidates, batches, loss), gate))
         return min(losses)[1]
 
     @torch.no_grad()
@@ -273,6 +275,12 @@ def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
         torch.zeros_like(t) if gradient is None else gradient
         for t, gradient in zip(tensors, found, strict=True)
     ]
+
+
+def _batch_size(batch: Any) -> int:
+    """Images in a batch: the length of its first tensor."""
+    parts = batch if isinstance(batch, (tuple, list)) else [batch]
+    return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 1)
 
 
 @torch.no_grad()

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
+from firefly_cl.benchmark.child import Answer, Child, stop
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.failures import Failure, write_failure
 from firefly_cl.errors import FileError
 
-GRACE = 15.0
-"""Seconds that a worker has to stop in, once it is told to."""
-
-_BOOT = """\
-import importlib, json, sys
-sys.path[:], module, function = json.loads(sys.argv[1])
-getattr(importlib.import_module(module), function)()
-"""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""What libraries read, when they are loaded, to know how many threads they may have."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +137,7 @@ class LocalProcesses:
                 else:
                     hear(worker.job, News("failed", worker.give_up()))
         finally:
-            _stop(running)
+            stop([worker.child for worker in running])
 
     def _next(self, waiting: deque[Job], running: Sequence[_Worker]) -> Job | None:
         free = self.cores - sum(worker.job.threads or 1 for worker in running)
@@ -159,85 +148,28 @@ class LocalProcesses:
 
 
 class _Worker:
-    """A process that does one job and writes its news, a line of JSON each.
-
-    It stops when its standard input ends: when it is told to, and when this process dies.
-    """
+    """A child process that does one job, and its news."""
 
     def __init__(
         self, job: Job, entry: tuple[str, str], mail: queue.Queue[tuple[_Worker, News | None]]
     ) -> None:
         self.job = job
         self.concluded = False
-        self._said = tempfile.TemporaryFile()
-        threads = str(job.threads)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, json.dumps([sys.path, *entry])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env={
-                **os.environ,
-                "OMP_NUM_THREADS": threads,
-                "MKL_NUM_THREADS": threads,
-                "OPENBLAS_NUM_THREADS": threads,
-            },
-            start_new_session=True,  # Ctrl-C is for this process, which stops its workers
-        )
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it died: its exit is noticed below
-            self.process.stdin.write(f"{job.as_text()}\n".encode())
-            self.process.stdin.flush()
-        threading.Thread(target=self._listen, args=(mail,), daemon=True).start()
 
-    def _listen(self, mail: queue.Queue[tuple[_Worker, News | None]]) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError, TypeError):  # cut off by a kill
-                    mail.put((self, News(**json.loads(line))))
-        self.process.wait()
-        mail.put((self, None))
+        def hear(told: Answer | None) -> None:
+            mail.put((self, None if told is None else News(**told)))
 
-    def tell_to_stop(self) -> None:
-        """End its input."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
+        self.child = Child(entry, job.as_text(), hear, threads)
 
     def death(self) -> str:
         """How the process ended, in a few words."""
-        code = self.process.returncode
-        if code < 0:
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-            memory = " (out of memory? try fewer --workers)" if name == "SIGKILL" else ""
-            return f"its process was killed by {name}{memory}"
-        last = self._last_words().strip().rpartition("\n")[2]
-        return f"its process ended with code {code}" + (f" ({last[:200]})" if last else "")
+        return self.child.death(memory="try fewer --workers")
 
     def give_up(self) -> str:
         """Keep in the folder that the process ended, and say how."""
         why = self.death()
         with contextlib.suppress(FileError):  # it is told all the same
-            failure = Failure(self.job.cell.as_json(), why, self._last_words())
+            failure = Failure(self.job.cell.as_json(), why, self.child.last_words())
             write_failure(self.job.folder, failure)
         return why
-
-    def _last_words(self, limit: int = 10_000) -> str:
-        size = self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, size - limit))
-        return self._said.read().decode(errors="replace")
-
-
-def _stop(running: Sequence[_Worker]) -> None:
-    """Stop the workers: all at once, and by force those that do not, or at another Ctrl-C."""
-    for worker in running:
-        worker.tell_to_stop()
-    try:
-        for worker in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(GRACE)
-    finally:
-        for worker in running:
-            worker.process.kill()
-            worker.process.wait()

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
-import json
-import os
-import signal
-import sys
-import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
-from firefly_cl.benchmark.executors import GRACE, Job, News, job_from
+from firefly_cl.benchmark import child
+from firefly_cl.benchmark.executors import Job, News, job_from
 from firefly_cl.benchmark.failures import Failure, write_failure
 from firefly_cl.errors import FileError, FireflyError
 
@@ -111,28 +106,6 @@ def main() -> None:
 
 def serve(perform: Callable[[Job, Callable[[News], None]], None]) -> None:
     """Do the job on standard input, writing news to standard output; stop where the input ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    news = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is not news
     # Avalanche imports a solver that we never call, and it warns that it is not installed.
     warnings.filterwarnings("ignore", message="no QP solver found")
-    told = open(0, "rb", buffering=0, closefd=False)  # a buffer would be locked at exit
-    job = job_from(told.readline().decode())
-
-    def stop_with_the_input() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(0, 1024):
-                pass
-        _thread.interrupt_main()
-        time.sleep(GRACE - 5)
-        os._exit(130)
-
-    def tell(told: News) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whom to tell has died: stopped in a moment
-            print(json.dumps(asdict(told)), file=news, flush=True)
-
-    threading.Thread(target=stop_with_the_input, daemon=True).start()
-    try:
-        perform(job, tell)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    child.serve(lambda line, tell: perform(job_from(line), lambda news: tell(asdict(news))))

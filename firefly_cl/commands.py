@@ -165,9 +165,21 @@ class Benchmark:
     grid: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GRID.toml")]]
     """The grid."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Cells to run at a time, which share the cores; one for each physical core unless told."""
+    """Cells to run at a time, which share the cores; one for each physical core unless told, with
+    --ray as many as there is room for."""
     retries: int = 2
     """How often a cell is started again whose process was killed."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Run on the machines of a Ray cluster: auto for the one that this machine is part of,
+    HOST:PORT of its head, or local for a Ray of its own on this machine."""
+    cpus_per_cell: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")
+    ] = None
+    """With --ray: CPUs that a cell takes, and the threads that it has."""
+    gpus_per_cell: Annotated[
+        float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: 1)")
+    ] = None
+    """With --ray: GPUs that a cell with device cuda takes, such as 0.25."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder or file of the data, where a scenario needs one."""
     download: Flag = False

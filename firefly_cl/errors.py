@@ -51,3 +51,7 @@ class FolderInUse(FileError):
 
 class DivergenceError(FireflyError):
     """A loss or an input became NaN or infinite."""
+
+
+class ClusterError(FireflyError):
+    """A cluster that cannot be reached, or cannot run what is asked for."""

@@ -80,7 +80,8 @@ class Executor(Protocol):
         """Run the jobs, in about that order, until each has ended or failed.
 
         `hear` is called in the thread of the caller. A job whose process dies is started again a
-        stated number of times. KeyboardInterrupt stops what runs, and is raised on.
+        stated number of times. KeyboardInterrupt stops what runs, and is raised on. Raises
+        FireflyError for jobs that it could never run.
         """
 
 
@@ -105,7 +106,8 @@ class LocalProcesses:
         self.entry = entry
 
     def run(self, jobs: Sequence[Job], hear: Hear) -> None:
-        """See `Executor.run`."""
+        """See `Executor.run`. Raises ConfigurationError for a device that is not here."""
+        _check_devices(jobs)
         waiting = deque(replace(job, threads=job.threads or self.threads) for job in jobs)
         running: list[_Worker] = []
         tries: Counter[Path] = Counter()
@@ -145,6 +147,14 @@ class LocalProcesses:
             return None
         fits = (job for job in waiting if not running or (job.threads or 1) <= free)
         return next(fits, None)
+
+
+def _check_devices(jobs: Sequence[Job]) -> None:
+    for device in dict.fromkeys(job.cell.device for job in jobs):
+        if device != "cpu":  # loads torch
+            from firefly_cl.benchmark.plan import check_device
+
+            check_device(device)
 
 
 class _Worker:

@@ -20,6 +20,7 @@ from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.plan import check_data_dir, check_save_every
+from firefly_cl.benchmark.ray_executor import RayCluster
 from firefly_cl.benchmark.standing import Standing, standings
 from firefly_cl.errors import ConfigurationError, FileError
 
@@ -39,7 +40,7 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     grid = read_grid(command.grid)
     check_data_dir(command.data_dir)
     check_save_every(command.save_every)
-    executor = executor or _local(command)
+    executor = executor or _executor(command)
     out = command.out or grid.out or OUT
     cells = grid.cells()  # loads torch
     found = standings(cells, out)
@@ -54,13 +55,28 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     return _end(command, out, found)
 
 
+def _executor(command: Benchmark) -> Executor:
+    for option, number, least in (("workers", command.workers, 1), ("retries", command.retries, 0)):
+        if number is not None and number < least:
+            raise ConfigurationError(f"--{option} is {number}: give {least} or more")
+    if command.ray is not None:
+        return RayCluster(
+            command.ray,
+            1 if command.cpus_per_cell is None else command.cpus_per_cell,
+            1.0 if command.gpus_per_cell is None else command.gpus_per_cell,
+            command.workers,
+            command.retries,
+        )
+    for option, value in (("cpus", command.cpus_per_cell), ("gpus", command.gpus_per_cell)):
+        if value is not None:
+            raise ConfigurationError(f"--{option}-per-cell is for --ray: give that, or --workers")
+    return _local(command)
+
+
 def _local(command: Benchmark) -> LocalProcesses:
     from firefly_cl.benchmark.environment import default_threads, physical_cores
 
     workers = physical_cores() if command.workers is None else command.workers
-    for option, number, least in (("workers", workers, 1), ("retries", command.retries, 0)):
-        if number < least:
-            raise ConfigurationError(f"--{option} is {number}: give {least} or more")
     # OMP_NUM_THREADS, where it is set, is the most that a process may have
     cores = min(physical_cores(), default_threads() * workers)
     return LocalProcesses(workers, cores, command.retries)
@@ -86,15 +102,12 @@ def _run(
 ) -> Mapping[Path, str]:
     """Run what is not finished; what ended a cell early, by its folder."""
     from firefly_cl.benchmark.environment import use_threads
-    from firefly_cl.benchmark.plan import check_device
     from firefly_cl.benchmark.runner import Scenarios, check_strategies
 
     left = [standing for standing in found if not standing.finished]
     if not left:
         return {}
     use_threads(1)  # the cores are for the workers
-    for device in dict.fromkeys(standing.grid_cell.cell.device for standing in left):
-        check_device(device)
     scenarios = Scenarios(command.data_dir, command.download)  # fetched here, once
     check_strategies([standing.grid_cell.cell for standing in left], scenarios)
     del scenarios

@@ -106,7 +106,8 @@ def _needs(job: Job, cluster: RayCluster) -> tuple[int, float]:
 
 
 def _amount(cpus: float, gpus: float) -> str:
-    return f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    told = f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
+    return told + (f" and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else "")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from firefly_cl.benchmark import grid_run
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
+from firefly_cl.benchmark.ray_executor import RayCluster
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.standing import standings
 from firefly_cl.commands import Benchmark
@@ -230,6 +231,10 @@ def test_strategies_and_data_are_checked_before_anything_runs(
         (["--retries", "-1"], "--retries is -1: give 0 or more"),
         (["--data-dir", "nowhere"], "--data-dir nowhere does not exist"),
         (["--out", "grid.toml/x"], "choose a writable folder with --out"),
+        (["--cpus-per-cell", "2"], "--cpus-per-cell is for --ray"),
+        (["--gpus-per-cell", "0.5"], "--gpus-per-cell is for --ray"),
+        (["--ray", "head"], "--ray is 'head': give local, auto, or HOST:PORT"),
+        (["--ray", "auto", "--workers", "0"], "--workers is 0: give 1 or more"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(
@@ -249,6 +254,18 @@ def test_workers_share_the_cores_and_heed_what_the_user_set(monkeypatch: pytest.
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     for workers, threads in ((1, 2), (4, 2), (8, 1)):
         assert grid_run._local(Benchmark(Path("g"), workers=workers)).threads == threads
+
+
+def test_ray_gets_what_the_options_say(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # as if it were installed
+    asked = cli._parse(
+        "benchmark g --ray head:6379 --cpus-per-cell 2 --gpus-per-cell 0.25 "
+        "--workers 3 --retries 1".split()
+    )
+    assert isinstance(asked, Benchmark)
+    assert grid_run._executor(asked) == RayCluster("head:6379", 2, 0.25, 3, 1)
+    plain = Benchmark(Path("g"), ray="auto")
+    assert grid_run._executor(plain) == RayCluster("auto", 1, 1.0, None, 2)
 
 
 def test_the_live_display_fits_80_columns(tmp_path: Path):

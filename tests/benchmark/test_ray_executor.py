@@ -142,6 +142,29 @@ def test_a_killed_worker_changes_no_bit(on_ray: Callable[..., RayCluster], tmp_p
         assert_same_run(whole.folder, one.folder)
 
 
+def test_a_job_whose_machine_dies_goes_to_another(
+    ray_cluster: Any, on_ray: Callable[..., RayCluster], tmp_path: Path
+):
+    large = {"num_cpus": 2, "object_store_memory": 80_000_000}
+    machines = [ray_cluster.add_node(**large)]
+    heard: list[News] = []
+
+    def hear(job: Job, news: News) -> None:
+        heard.append(news)
+        if news.kind == "progress" and len(machines) == 1:
+            ray_cluster.remove_node(machines[0], allow_graceful=False)
+            machines.append(ray_cluster.add_node(**large))
+
+    one = job(tmp_path / "a", threads=2, sleep="4")
+    try:
+        on_ray().run([one], hear)
+    finally:
+        ray_cluster.remove_node(machines[-1], allow_graceful=False)
+    assert [news.kind for news in heard].count("lost") == 1 and heard[-1].kind == "ended"
+    first, last = told_by(one)
+    assert first == "began" and last.split()[0] == "2"  # it keeps its threads
+
+
 DRIVER = """
 import sys
 from pathlib import Path
@@ -211,8 +234,12 @@ def test_more_than_any_machine_has(on_ray: Callable[..., RayCluster], tmp_path: 
     plain = job(tmp_path / "a")
     gpu = replace(plain, cell=replace(plain.cell, device="cuda"))
     for executor, one, needs in (
-        (on_ray(cpus=2), plain, "a cell needs 2 CPUs, and the largest machine of this Ray has 1"),
-        (on_ray(gpus=0.25), gpu, "a cell needs 1 CPUs and 0.25 GPUs"),
+        (
+            on_ray(cpus=2),
+            plain,
+            "a cell needs 2 CPUs, and the largest machine of this Ray has 1 C",
+        ),
+        (on_ray(gpus=0.25), gpu, "a cell needs 1 CPU and 0.25 GPUs"),
         (on_ray(), replace(plain, threads=2), "goes on with the threads it began with, needs 2"),
     ):
         with pytest.raises(ClusterError, match=needs):

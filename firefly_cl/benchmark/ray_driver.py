@@ -68,6 +68,7 @@ def _join(address: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # as local processes have, not 15
         ray.init("local", num_cpus=physical_cores(), include_dashboard=False, **quiet)
         return
     try:

@@ -42,6 +42,7 @@ def ray_cluster() -> Iterator[Any]:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")  # other tests would leave them no time
         machine = {"num_cpus": 1, "object_store_memory": 80_000_000}
         cluster = Cluster(True, head_node_args={**machine, "include_dashboard": False})
         cluster.add_node(**machine)
@@ -142,29 +143,6 @@ def test_a_killed_worker_changes_no_bit(on_ray: Callable[..., RayCluster], tmp_p
         assert_same_run(whole.folder, one.folder)
 
 
-def test_a_job_whose_machine_dies_goes_to_another(
-    ray_cluster: Any, on_ray: Callable[..., RayCluster], tmp_path: Path
-):
-    large = {"num_cpus": 2, "object_store_memory": 80_000_000}
-    machines = [ray_cluster.add_node(**large)]
-    heard: list[News] = []
-
-    def hear(job: Job, news: News) -> None:
-        heard.append(news)
-        if news.kind == "progress" and len(machines) == 1:
-            ray_cluster.remove_node(machines[0], allow_graceful=False)
-            machines.append(ray_cluster.add_node(**large))
-
-    one = job(tmp_path / "a", threads=2, sleep="4")
-    try:
-        on_ray().run([one], hear)
-    finally:
-        ray_cluster.remove_node(machines[-1], allow_graceful=False)
-    assert [news.kind for news in heard].count("lost") == 1 and heard[-1].kind == "ended"
-    first, last = told_by(one)
-    assert first == "began" and last.split()[0] == "2"  # it keeps its threads
-
-
 DRIVER = """
 import sys
 from pathlib import Path
@@ -245,6 +223,29 @@ def test_more_than_any_machine_has(on_ray: Callable[..., RayCluster], tmp_path: 
         with pytest.raises(ClusterError, match=needs):
             run(executor, one)
     assert not told_by(plain)
+
+
+def test_a_job_whose_machine_dies_goes_to_another(
+    ray_cluster: Any, on_ray: Callable[..., RayCluster], tmp_path: Path
+):
+    large = {"num_cpus": 2, "object_store_memory": 80_000_000}
+    machines = [ray_cluster.add_node(**large)]
+    heard: list[News] = []
+
+    def hear(job: Job, news: News) -> None:
+        heard.append(news)
+        if news.kind == "progress" and len(machines) == 1:
+            ray_cluster.remove_node(machines[0], allow_graceful=False)
+            machines.append(ray_cluster.add_node(**large))
+
+    one = job(tmp_path / "a", threads=2, sleep="4")
+    try:
+        on_ray().run([one], hear)
+    finally:
+        ray_cluster.remove_node(machines[-1])
+    assert [news.kind for news in heard].count("lost") == 1 and heard[-1].kind == "ended"
+    first, last = told_by(one)
+    assert first == "began" and last.split()[0] == "2"  # it keeps its threads
 
 
 def test_an_address_where_no_ray_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,15 +26,20 @@ from firefly_cl.benchmark.child import Answer, serve
 from firefly_cl.benchmark.environment import physical_cores
 from firefly_cl.benchmark.executors import THREAD_VARIABLES, Job, News, job_from
 from firefly_cl.benchmark.failures import Failure, write_failure
+from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.ray_executor import RayCluster, unreachable
 from firefly_cl.benchmark.records import write_atomic
-from firefly_cl.errors import ClusterError, FileError, FireflyError
+from firefly_cl.errors import ClusterError, FileError, FireflyError, FolderInUse
 
 INTERVAL = 1.0
 """Seconds between news of progress, which come from many machines."""
 
 CALL = 5.0
 """Seconds in which the machine of an address has to take a call."""
+
+PATIENCE = 120.0
+"""Seconds to wait for a process of a driver that died: it is being stopped, or its machine has
+gone, and a file server gives up on that."""
 
 Tell = Callable[[Answer], None]
 
@@ -200,6 +206,7 @@ def _on_machine(job: str, entry: Sequence[str], seen: str) -> Iterator[Answer]:
     def act() -> None:
         module, function = entry
         try:
+            _wait_for(todo.folder, tell)
             getattr(importlib.import_module(module), function)(todo, tell)
         except BaseException as error:
             mail.put(error)
@@ -212,6 +219,20 @@ def _on_machine(job: str, entry: Sequence[str], seen: str) -> Iterator[Answer]:
             raise RuntimeError(f"the job ended by {told!r}") from told
         yield {"host": host, "news": asdict(told)}
         told = mail.get()
+
+
+def _wait_for(folder: Path, tell: Callable[[News], None]) -> None:
+    """Wait until no process runs in `folder`; in the end the run says who does, and fails."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        try:
+            with held(folder):
+                return
+        except FolderInUse as error:
+            tell(News("progress", f"waits: {error}"))
+            time.sleep(0.5)
+        except FileError:
+            return
 
 
 def _death(error: Exception, host: str) -> str:

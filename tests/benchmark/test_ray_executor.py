@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from firefly_cl.benchmark import ray_executor
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.failures import read_failure
+from firefly_cl.benchmark.lock import HOLDER_NAME, held
 from firefly_cl.benchmark.ray_executor import RayCluster
 from firefly_cl.benchmark.worker import perform
 from firefly_cl.errors import ClusterError, ConfigurationError
@@ -127,8 +130,8 @@ def test_a_killed_worker_changes_no_bit(on_ray: Callable[..., RayCluster], tmp_p
         name = job.folder.name
         heard.append((name, news))
         if news.kind == "task" and kinds(heard, "replay").count("task") == 1 and name == "replay":
-            process = (job.folder / ".lock").read_text().split()[1]
-            os.kill(int(process), signal.SIGKILL)
+            process = json.loads((job.folder / HOLDER_NAME).read_text())["process"]
+            os.kill(process, signal.SIGKILL)
 
     on_ray(entry=("firefly_cl.benchmark.worker", "perform")).run(jobs, hear)
     assert kinds(heard, "replay").count("lost") == 1
@@ -147,6 +150,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from executor_fakes import job
+from firefly_cl.benchmark.lock import HOLDER_NAME, held
 from firefly_cl.benchmark.ray_executor import RayCluster
 
 def hear(job, news):
@@ -177,6 +181,25 @@ def test_no_worker_outlives_a_killed_driver(who: str, ray_cluster: Any, tmp_path
         assert "Ray was lost (its process was killed by SIGKILL)" in said.splitlines()[-1]
     again = RayCluster(ray_cluster.address, entry=ACT)
     assert kinds(run(again, job(folder)), "a") == ["started", "progress", "ended"]
+
+
+def test_a_cell_waits_for_the_process_that_still_runs_it(
+    on_ray: Callable[..., RayCluster], tmp_path: Path
+):
+    one = job(tmp_path / "a")
+    heard: list[News] = []
+    with ExitStack() as stack:
+        stack.enter_context(held(one.folder))
+
+        def hear(job: Job, news: News) -> None:
+            heard.append(news)
+            if "waits" in news.text:
+                assert not told_by(one)
+                stack.close()
+
+        on_ray().run([one], hear)
+    waits = f"waits: {one.folder} is in use by process {os.getpid()} on {socket.gethostname()}"
+    assert heard[1].text.startswith(waits) and heard[-1].kind == "ended"
 
 
 def test_an_interrupt_stops_what_runs(on_ray: Callable[..., RayCluster], tmp_path: Path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from firefly_cl.baselines.headed import (
     HeadedNet,
@@ -23,6 +24,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import NoOptions, Setup, read_options
 from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.network.modes import evaluation
 
 
 class IndividualLearner:
@@ -54,6 +56,10 @@ class IndividualLearner:
         logits = answer_task(self._net(task), self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside."""
+        return evaluation(nn.ModuleList(self.nets.values()))
 
     def floats(self) -> int:
         """The numbers of all networks."""

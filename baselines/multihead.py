@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.snapshot import Snapshots
 from firefly_cl.continual.training import TrainingPlugin, experience_seed, make_optimizer
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import images_of
 
 NORMS = ("shared", "task")
@@ -213,6 +215,10 @@ class MultiHeadLearner:
         logits = answer_task(self.net, self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside."""
+        return evaluation(self.net)
 
     def floats(self) -> int:
         """Weights, norms and heads."""

@@ -32,6 +32,7 @@ from firefly_cl.benchmark.folders import (
     newest_record,
     unfinished_record,
 )
+from firefly_cl.benchmark.latency import measure
 from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.probe import Probe, read_probe, spread
 from firefly_cl.benchmark.records import (
@@ -186,6 +187,8 @@ def _stream(
             _probe(learner, scenario, probe)
             seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
             record = _after_task(record, learner, test_row, validation_row, seconds, earlier)
+            if record.finished and "evaluate_on" not in record.configuration:  # on test images
+                record = replace(record, latency=measure(learner, scenario))
             events.task(
                 i,
                 test_row,

@@ -7,6 +7,7 @@ import io
 import statistics
 
 from firefly_cl.benchmark.comparison import backward_transfer
+from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, newest_milliseconds
 from firefly_cl.benchmark.report import ScenarioSummary
 
 FIELDS = (
@@ -20,8 +21,10 @@ FIELDS = (
     "bytes",
     "flops",
     "seconds",
+    *(f"{which}_milliseconds_batch_{batch}" for batch in BATCHES for which in ("mean", "newest")),
 )
-"""Columns of the CSV: fractions, floats, bytes, operations of one image (mean over tasks)."""
+"""Columns of the CSV: fractions, floats, bytes, operations of one image (mean over tasks), seconds,
+and milliseconds of one image, mean over the timed tasks and of the newest."""
 
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -51,6 +54,11 @@ def as_csv(group: ScenarioSummary) -> str:
                     record.bytes,
                     statistics.fmean(record.flops),
                     sum(record.seconds.values()),
+                    *(
+                        read(record.latency, batch)
+                        for batch in BATCHES
+                        for read in (mean_milliseconds, newest_milliseconds)
+                    ),
                 ]
             )
     return out.getvalue()

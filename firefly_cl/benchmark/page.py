@@ -17,7 +17,8 @@ from firefly_cl.benchmark.comparison import CONTROL, compare
 from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.exports import as_csv, as_latex
 from firefly_cl.benchmark.frontier import FRONTIERS
-from firefly_cl.benchmark.quantities import percent
+from firefly_cl.benchmark.latency import BATCHES, newest_milliseconds
+from firefly_cl.benchmark.quantities import milliseconds, percent
 from firefly_cl.benchmark.records import write_atomic
 from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
 from firefly_cl.errors import FileError
@@ -51,6 +52,8 @@ _PRUNING_NOTE = (
     "Mean and sample standard deviation over seeds. Kept: floats in percent of what the network "
     "held before pruning; time of all phases of one seed."
 )
+
+_LATENCY_NOTE = "ms: milliseconds to answer one image that comes alone."
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.
 _THEME = {
@@ -149,6 +152,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
             _table(columns, [*rows, *group.published_rows()]),
             f'<p class="note">{_note(group)}</p>',
             *_sources(group),
+            *_latency(group),
             *_comparison(group),
             *figures,
             _by_task(group),
@@ -159,9 +163,8 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
 
 
 def _note(group: ScenarioSummary) -> str:
-    if group.prunes:
-        return _PRUNING_NOTE
-    return _GROWTH_NOTE if group.grows else _NOTE
+    note = _PRUNING_NOTE if group.prunes else _GROWTH_NOTE if group.grows else _NOTE
+    return f"{note} {_LATENCY_NOTE}" if group.timed else note
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -181,6 +184,38 @@ def _sources(group: ScenarioSummary) -> list[str]:
         methods.setdefault(paper.source, []).append(paper.method)
     told = [f"{', '.join(names)}: {source}" for source, names in methods.items()]
     return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
+
+
+def _latency(group: ScenarioSummary) -> list[str]:
+    """Milliseconds of an answer; nothing where none was timed."""
+    if not group.timed:
+        return []
+    head = ["strategy"]
+    for batch in BATCHES:
+        head += [f"batch of {batch}", f"batch of {batch}, newest task"]
+    head += ["threads", "processor share"]
+    rows = []
+    for summary in group.summaries:
+        timed = [record for record in summary.records if record.latency]
+        row = [summary.label]
+        for batch in BATCHES:
+            newest = mean_known([newest_milliseconds(each.latency, batch) for each in timed])
+            row += [milliseconds(summary.latency(batch)), milliseconds(newest)]
+        threads = dict.fromkeys(_shown(record.hardware.get("threads")) for record in timed)
+        shares = [float(record.latency["processor_share"]) for record in timed]
+        row += [", ".join(threads) or "-", f"{min(shares):.2f}" if shares else "-"]
+        rows.append(row)
+    note = (
+        "Milliseconds of one image, from pixels to logits, answered alone and in a batch: median "
+        "of repeats, mean over seeds and over the first, the middle and the newest task. "
+        "Processor share, the least over seeds: seconds of processor time in a second of timing; "
+        "below 1 on a CPU, other programs ran there too and the figures are too high."
+    )
+    return [
+        "<details><summary>Time of an answer (ms)</summary>",
+        _table(head, rows),
+        f'<p class="note">{html.escape(note)}</p></details>',
+    ]
 
 
 def _comparison(group: ScenarioSummary) -> list[str]:

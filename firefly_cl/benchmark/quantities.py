@@ -55,6 +55,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def milliseconds(number: float | None) -> str:
+    """Milliseconds with three significant digits; a dash for None."""
+    if number is None:
+        return "-"
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}"
+
+
 def quartiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile."""
     if len(values) == 1:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Record:
     floats, `bytes` everything a method keeps, `flops` one image through each task's function.
     `parameters_by_task` and `bytes_by_task` are the sizes when each task ended. `reuse[t][o]` is
     how many units of owner o task t reads; older records, and learners that share none, have none.
+    `latency` is what `latency.measure` found after the last task; older records have none.
     """
 
     configuration: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Record:
     growth_events: Sequence[Mapping[str, Any]]
     widths: Mapping[str, Sequence[int]]
     reuse: Sequence[Sequence[int]] = ()
+    latency: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -157,8 +159,8 @@ def _record(content: Any, path: Path) -> Record:
         raise FileError(
             f"{path} has schema {schema}, newer than {SCHEMA}: read it with a newer firefly_cl"
         )
-    names = [field.name for field in fields(Record)]
-    content = {"reuse": [], **content}
+    names = [each.name for each in fields(Record)]
+    content = {"reuse": [], "latency": {}, **content}
     missing = [name for name in names if name not in content]
     if missing:
         raise FileError(f"{path} is damaged (no {missing[0]!r}): delete it and run the cell again")
@@ -192,6 +194,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "growth_events": list,
     "widths": dict,
     "reuse": list,
+    "latency": dict,
 }
 
 

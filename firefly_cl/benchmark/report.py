@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds
 from firefly_cl.benchmark.published import PUBLISHED, Published
-from firefly_cl.benchmark.quantities import count, duration, percent_over, size
+from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
 from firefly_cl.benchmark.records import Record
 
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
@@ -35,6 +36,10 @@ the predicted one, and the seconds of one step."""
 
 PRUNING_COLUMNS = ("price", "seeds", "accuracy %", "floats", "FLOPs", "kept %", "step", "time")
 """Of networks pruned on one task: floats in percent of those before, seconds of one search."""
+
+LATENCY_COLUMN = "ms"
+"""Behind FLOPs, where a record of the table tells: milliseconds of one image that comes alone, mean
+over the timed tasks."""
 
 PRICE = "lam"
 """The option of pruning that a sweep goes through."""
@@ -65,6 +70,10 @@ class Summary:
     def flops(self) -> float:
         """Mean over seeds and tasks of the operations of one image."""
         return statistics.fmean(f for record in self.records for f in record.flops)
+
+    def latency(self, batch: int) -> float | None:
+        """Mean over seeds and timed tasks of the milliseconds of an image in such a batch."""
+        return mean_known([mean_milliseconds(record.latency, batch) for record in self.records])
 
     def row(self) -> tuple[str, ...]:
         """The cells under COLUMNS."""
@@ -148,16 +157,30 @@ class ScenarioSummary:
         """Whether it is about pruning on one task rather than about a stream of tasks."""
         return all(_only(record, "removed") for record in self._records())
 
+    @property
+    def timed(self) -> bool:
+        """Whether answers of some of its networks were timed."""
+        return any(record.latency for record in self._records())
+
     def _records(self) -> list[Record]:
         return [record for summary in self.summaries for record in summary.records]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """The heads of its columns, and one row for each summary."""
+        columns: tuple[str, ...]
         if self.prunes:
-            return PRUNING_COLUMNS, [summary.pruning_row() for summary in self.summaries]
-        if self.grows:
-            return GROWTH_COLUMNS, [summary.growth_row() for summary in self.summaries]
-        return COLUMNS, [summary.row() for summary in self.summaries]
+            columns, rows = PRUNING_COLUMNS, [each.pruning_row() for each in self.summaries]
+        elif self.grows:
+            columns, rows = GROWTH_COLUMNS, [each.growth_row() for each in self.summaries]
+        else:
+            columns, rows = COLUMNS, [each.row() for each in self.summaries]
+        if not self.timed:
+            return columns, rows
+        at = columns.index("FLOPs") + 1
+        told = [milliseconds(summary.latency(1)) for summary in self.summaries]
+        return (*columns[:at], LATENCY_COLUMN, *columns[at:]), [
+            (*row[:at], latency, *row[at:]) for row, latency in zip(rows, told, strict=True)
+        ]
 
     def published(self) -> Sequence[Published]:
         """What papers report on the test images of this protocol."""
@@ -167,9 +190,9 @@ class ScenarioSummary:
 
     def published_rows(self) -> list[tuple[str, ...]]:
         """Rows below those of `table`, with the accuracy only: sizes are not counted alike."""
+        rest = len(self.table()[0]) - 3
         return [
-            (paper.label, "", f"{paper.accuracy:.1f}", *[""] * (len(COLUMNS) - 3))
-            for paper in self.published()
+            (paper.label, "", f"{paper.accuracy:.1f}", *[""] * rest) for paper in self.published()
         ]
 
     def tasks(self) -> Sequence[str]:
@@ -191,6 +214,7 @@ class ScenarioSummary:
                 "bytes": summary.mean("bytes"),
                 "flops": summary.flops(),
                 "seconds": summary.seconds(),
+                "milliseconds": {str(batch): summary.latency(batch) for batch in BATCHES},
             }
             for summary in self.summaries
         ]
@@ -308,16 +332,16 @@ def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = No
     """Print each scenario's table; it fits 80 columns."""
     console = console or Console()
     for group in groups:
+        columns, rows = group.table()
         table = Table(
             title=group.title,
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
-            padding=(0, 1),
+            padding=(0, 1 if len(columns) <= len(COLUMNS) else 0),  # a column more fits so
             collapse_padding=True,
         )
-        columns, rows = group.table()
         for column in columns:
             first = column == columns[0]
             table.add_column(

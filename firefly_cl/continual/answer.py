@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def answer(
         )
     device = next(module.parameters()).device
     parts = []
-    with evaluation(module):
+    with evaluation(module) if module.training else nullcontext():
         for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)

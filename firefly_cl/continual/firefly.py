@@ -10,6 +10,7 @@ import json
 import time
 import warnings
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from firefly_cl.errors import FileError
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
+from firefly_cl.network.modes import evaluation
 from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
@@ -128,6 +130,10 @@ class FireflyLearner:
         )
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside."""
+        return evaluation(self.net)
 
     def floats(self) -> int:
         """Weights, norms with their statistics, and heads of all tasks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -133,6 +134,17 @@ class Reusing(Protocol):
 
     def reuse(self) -> list[list[int]]:
         """Units that each task reads of each owner: [task][owner]."""
+
+
+@runtime_checkable
+class Evaluating(Protocol):
+    """A learner that can be held in evaluation mode over many answers, as where it is used.
+
+    Optional: the time of an answer is then that of the network alone.
+    """
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode inside; afterwards all modes are as before."""
 
 
 @dataclass(frozen=True)

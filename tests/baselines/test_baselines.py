@@ -58,6 +58,21 @@ def test_learns_two_tasks_of_digits(
     assert learner.seconds["train"] > 0
 
 
+@pytest.mark.parametrize("name", ["individual", "ewc", "firefly"])
+def test_answers_are_the_same_where_it_is_held_in_evaluation(
+    name: str, digits: Scenario, trained: Callable[..., Any]
+) -> None:
+    learner = trained(name, digits, backbone="mlp-bn", recipe={"epochs": 1})
+    nets = learner.nets.values() if name == "individual" else [learner.net]
+    modes = [part.training for net in nets for part in net.modules()]
+    images = digits.tasks[0].test.images
+    alone = learner.logits(0, images)
+    with learner.evaluating():
+        assert not any(part.training for net in nets for part in net.modules())
+        assert torch.equal(learner.logits(0, images), alone)
+    assert [part.training for net in nets for part in net.modules()] == modes
+
+
 def test_a_convolutional_net_learns_too(digits: Scenario, trained: Callable[..., Any]) -> None:
     learner = trained("replay", digits, backbone="resnet9", width=0.125)
     assert min(accuracy(learner, digits, task) for task in range(2)) >= 0.85

@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def assert_same_run(one: Path, other: Path, *parts: str) -> None:
-    """Every file but the events is the same, `seconds` and `parts` of the record left out."""
+    """Every file but the events is the same, times and `parts` of the record left out."""
     contents = []
     for folder in (one, other):
         record = json.loads((folder / "record.json").read_text())
         assert all(value >= 0 for value in record["seconds"].values())
-        for part in ("seconds", *parts):
+        for part in ("seconds", "latency", *parts):
             del record[part]
         files = {
             str(path.relative_to(folder)): path.read_bytes()

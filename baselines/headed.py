@@ -97,6 +97,11 @@ class HeadedNet(nn.Module):
         logits = self.heads[str(task)](torch.func.functional_call(self.trunk, own, (x,)))
         return logits
 
+    def every_head(self, x: Tensor) -> list[Tensor]:
+        """Logits (B, classes) of every task, by its head alone: all see the same features."""
+        features = self.trunk(x)
+        return [head(features) for head in self.heads.values()]
+
     def own_values(self, task: int) -> dict[str, Tensor]:
         """What `task` has of its own in the trunk, by name."""
         kept = dict(self.statistics[str(task)].named_buffers())
@@ -122,6 +127,21 @@ def answer_task(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor)
         std=blueprint.std,
         mirrored=blueprint.mirrored,
     )
+
+
+def answer_all(net: HeadedNet, blueprint: Blueprint, images: Tensor) -> list[Tensor]:
+    """As `answer_task` for every task, by `every_head`."""
+    logits = answer(
+        net,
+        lambda x: torch.cat(net.every_head(x), dim=1),
+        images,
+        image_shape=blueprint.image_shape,
+        mean=blueprint.mean,
+        std=blueprint.std,
+        mirrored=blueprint.mirrored,
+    )
+    heads = (cast(nn.Linear, head) for head in net.heads.values())
+    return list(torch.split(logits, [head.out_features for head in heads], dim=1))
 
 
 def count_floats(net: nn.Module) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from firefly_cl.baselines.headed import (
     Blueprint,
     HeadedNet,
+    answer_all,
     answer_task,
     count_floats,
     count_flops,
@@ -215,6 +216,10 @@ class MultiHeadLearner:
         logits = answer_task(self.net, self.blueprint, task, images)
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
+
+    def all_logits(self, images: Tensor) -> list[Tensor] | None:
+        """Answers of every head; None where tasks have batch norms or weights of their own."""
+        return None if self.net.statistics else answer_all(self.net, self.blueprint, images)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Evaluation mode inside."""

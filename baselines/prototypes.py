@@ -40,6 +40,11 @@ class PrototypeNet(HeadedNet):
             return super().forward(x, task)
         return -(self.unit_features(x)[:, None] - means).square().sum(2)
 
+    def every_head(self, x: Tensor) -> list[Tensor]:
+        """Minus squared distances (B, classes) to the means of every task."""
+        features = self.unit_features(x)[:, None]
+        return [-(features - means).square().sum(2) for means in self.means.buffers()]
+
 
 def herd(features: Tensor, count: int) -> list[int]:
     """Numbers of `count` rows, in the order in which their mean approaches that of all.

@@ -204,6 +204,7 @@ def _requests(command: TrainingCommand) -> list[tuple[Request, Path]]:
         split_into=command.split_into if isinstance(command, Run) else None,
         validation=command.validation,
         evaluate_on=command.evaluate_on,
+        class_incremental=isinstance(command, Run) and command.class_incremental,
         epochs=command.epochs,
         batch_size=command.batch_size,
         learning_rate=command.learning_rate,

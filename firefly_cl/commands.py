@@ -36,6 +36,8 @@ class _What:
     """Stream only the first so many tasks."""
     split_into: Count = None
     """Cut the classes into so many tasks, where the scenario allows it."""
+    class_incremental: Flag = False
+    """Also evaluate without telling the task: the class among those of all tasks so far."""
     preset: Name = None
     """Settings that hold where no other is given; `firefly-cl list presets` shows them."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from firefly_cl.benchmark import environment
+from firefly_cl.benchmark import class_incremental, environment
 from firefly_cl.benchmark.checkpoints import (
     drop_before,
     find_checkpoint,
@@ -184,9 +184,11 @@ def _stream(
             started = time.perf_counter()
             test_row = _row(learner, scenario, i, "test")
             validation_row = _row(learner, scenario, i, "validation")
+            class_row = _class_row(record, learner, scenario, i)
             _probe(learner, scenario, probe)
             seconds["test"] = seconds.get("test", 0.0) + time.perf_counter() - started
             record = _after_task(record, learner, test_row, validation_row, seconds, earlier)
+            record = replace(record, class_incremental=class_row)
             if record.finished and "evaluate_on" not in record.configuration:  # on test images
                 record = replace(record, latency=measure(learner, scenario))
             events.task(
@@ -290,6 +292,14 @@ def _row(learner: Learner, scenario: Scenario, i: int, split: str) -> list[float
     for j in range(min(i + 1, learner.tasks_trained)):
         row[j] = accuracy_on(learner, getattr(scenario.tasks[j], split))
     return row
+
+
+def _class_row(record: Record, learner: Learner, scenario: Scenario, i: int) -> dict[str, Any]:
+    """What the record tells of class-incremental accuracy, with that after task i."""
+    if not record.configuration.get("class_incremental"):
+        return {}
+    rule, row = class_incremental.evaluate(learner, scenario, i + 1)
+    return {"rule": rule, "accuracy": [*record.class_incremental.get("accuracy", []), row]}
 
 
 def accuracy_on(learner: Learner, images: Images) -> float | None:

@@ -23,6 +23,7 @@ class Cell:
     `tasks`: only the first so many are streamed; `split_into`: tasks the classes are cut into;
     `budget`: floats a learner may hold; `recipe`: every field of `Recipe` as plain values.
     `evaluate_on`: "test", or "validation" while settings are chosen: test images are not read.
+    `class_incremental`: whether tasks are also asked for without being told.
     """
 
     scenario: str
@@ -39,6 +40,7 @@ class Cell:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     evaluate_on: str = "test"
+    class_incremental: bool = False
 
     def folder(self, out: Path) -> Path:
         """Where its run is kept: OUT/<scenario>/<strategy>-seed<k>."""
@@ -49,11 +51,13 @@ class Cell:
         return digest(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """As plain JSON values, exactly as a record gives them back; evaluation on test data,
-        the rule, goes without saying."""
+        """As plain JSON values, exactly as a record gives them back; evaluation on test data, task
+        by task, the rule, goes without saying."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         if self.evaluate_on == "test":
             del plain["evaluate_on"]
+        if not self.class_incremental:
+            del plain["class_incremental"]
         return plain
 
 

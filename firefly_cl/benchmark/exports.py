@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from collections.abc import Sequence
 
 from firefly_cl.benchmark.comparison import backward_transfer
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, newest_milliseconds
@@ -21,6 +22,8 @@ FIELDS = (
     "bytes",
     "flops",
     "seconds",
+    "class_incremental_accuracy",
+    "class_incremental_forgetting",
     *(f"{which}_milliseconds_batch_{batch}" for batch in BATCHES for which in ("mean", "newest")),
 )
 """Columns of the CSV: fractions, floats, bytes, operations of one image (mean over tasks), seconds,
@@ -41,7 +44,11 @@ def as_csv(group: ScenarioSummary) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(FIELDS)
     for summary in group.summaries:
-        for record in summary.records:
+        unknown = [None] * len(summary.records)
+        told = summary.class_incremental
+        accuracies = summary.class_accuracies() if told else unknown
+        forgettings = summary.class_forgettings() if told else unknown
+        for record, *of_class in zip(summary.records, accuracies, forgettings, strict=True):
             writer.writerow(
                 [
                     group.name,
@@ -54,6 +61,7 @@ def as_csv(group: ScenarioSummary) -> str:
                     record.bytes,
                     statistics.fmean(record.flops),
                     sum(record.seconds.values()),
+                    *of_class,
                     *(
                         read(record.latency, batch)
                         for batch in BATCHES
@@ -66,10 +74,23 @@ def as_csv(group: ScenarioSummary) -> str:
 
 def as_latex(group: ScenarioSummary) -> str:
     """The group's table for the package booktabs, published figures below a rule."""
-    columns, rows = group.table()
-    published = group.published_rows()
+    return _tabular(group.title, *group.table(), group.published_rows())
+
+
+def as_class_latex(group: ScenarioSummary) -> str | None:
+    """As `as_latex`, class-incremental evaluation beside the task-incremental one, if any."""
+    told = group.class_table()
+    return None if told is None else _tabular(group.class_title, *told)
+
+
+def _tabular(
+    title: str,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[str, ...]],
+    published: Sequence[tuple[str, ...]] = (),
+) -> str:
     lines = [
-        f"% {group.title}",
+        f"% {title}",
         f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}",
         "\\toprule",
         _line(columns),

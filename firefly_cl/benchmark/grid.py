@@ -39,6 +39,7 @@ OF_SCENARIO: Mapping[str, type] = {
     "split-into": int,
     "validation": float,
     "evaluate-on": str,
+    "class-incremental": bool,
 }
 """Settings that strategies which are compared must share."""
 
@@ -46,7 +47,14 @@ OF_STRATEGY: Mapping[str, type] = {"options": dict, "settings": dict}
 """Settings that have a meaning for one strategy only."""
 
 _TOP = {"out": str, "seeds": list, "scenarios": dict, "strategies": dict}
-_WANTED = {int: "a whole number", float: "a number", str: "a text", dict: "a table", list: "a list"}
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a table",
+    list: "a list",
+}
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,7 @@ def _read(table: Mapping[str, Any], where: str, known: Mapping[str, type]) -> di
         kind = known[key]
         if kind is float and type(value) is int:
             value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigurationError(f"{name}{inside} is {value!r}: give {_WANTED[kind]}")
         if key.replace("-", "_") in found:
             raise ConfigurationError(f"{name}{inside} is given twice: remove one")

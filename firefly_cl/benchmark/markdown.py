@@ -24,16 +24,22 @@ _MARKER = re.compile(r"^<!-- (?:table:\S+|/table) -->", re.MULTILINE)
 def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
     """Replace the tables between `<!-- table:NAME -->` and `<!-- /table -->` in `path`.
 
-    NAME is the name of a group; tables of other names stay as they are. A file that does not
-    exist is made with every table. Raises FileError if no marker fits or one has no end.
+    NAME is the name of a group, with /class-incremental behind it for that table of the group;
+    tables of other names stay as they are. A file that does not exist is made with every table.
+    Raises FileError if no marker fits or one has no end.
     """
+    titles = {group.name: group.title for group in groups}
     tables = {group.name: table(group) for group in groups}
+    for group in groups:
+        if (told := group.class_table()) is not None:
+            name = f"{group.name}/class-incremental"
+            titles[name], tables[name] = group.class_title, _drawn(*told)
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
         text = "\n".join(
-            f"## {group.title}\n\n<!-- table:{group.name} -->\n<!-- /table -->\n"
-            for group in groups
+            f"## {title}\n\n<!-- table:{name} -->\n<!-- /table -->\n"
+            for name, title in titles.items()
         )
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"cannot read {path} ({error}): name a Markdown file in UTF-8") from None
@@ -65,8 +71,11 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
 def table(group: ScenarioSummary) -> str:
     """One scenario's table in Markdown, published figures below; without a last line break."""
     columns, rows = group.table()
-    rows = [columns, *rows, *group.published_rows()]
-    lines = ["| " + " | ".join(_escaped(cell) for cell in row) + " |" for row in rows]
+    return _drawn(columns, [*rows, *group.published_rows()])
+
+
+def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in [columns, *rows]]
     rule = "|" + "|".join(["---", *["---:"] * (len(columns) - 1)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
 

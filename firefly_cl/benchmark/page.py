@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.comparison import CONTROL, compare
 from firefly_cl.benchmark.configuration import flat
-from firefly_cl.benchmark.exports import as_csv, as_latex
+from firefly_cl.benchmark.exports import as_class_latex, as_csv, as_latex
 from firefly_cl.benchmark.frontier import FRONTIERS
 from firefly_cl.benchmark.latency import BATCHES, newest_milliseconds
 from firefly_cl.benchmark.quantities import milliseconds, percent
@@ -25,6 +25,7 @@ from firefly_cl.errors import FileError
 
 _CAPTIONS = {
     "accuracy": "Test accuracy averaged over the tasks learnt so far, the task being known.",
+    "class-incremental": "The same without telling the task: the class is one of all so far.",
     "matrix": "Each row is a moment: the test accuracy of every task so far, after that task. "
     "A column that stays the same colour downwards is a task that is not forgotten.",
     "size": "Floats needed to answer every task learnt so far.",
@@ -93,7 +94,10 @@ def write_page(path: Path, groups: Sequence[ScenarioSummary]) -> list[Path]:
     for group in groups:
         figures = []
         stem = f"{path.stem}-{group.name.replace('/', '-')}"
-        for suffix, text in ((".csv", as_csv(group)), (".tex", as_latex(group))):
+        texts = {".csv": as_csv(group), ".tex": as_latex(group)}
+        if (told := as_class_latex(group)) is not None:
+            texts["-class-incremental.tex"] = told
+        for suffix, text in texts.items():
             file = path.with_name(stem + suffix)
             write_atomic(file, text.encode())
             written.append(file)
@@ -152,6 +156,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
             _table(columns, [*rows, *group.published_rows()]),
             f'<p class="note">{_note(group)}</p>',
             *_sources(group),
+            *_class_incremental(group),
             *_latency(group),
             *_comparison(group),
             *figures,
@@ -184,6 +189,24 @@ def _sources(group: ScenarioSummary) -> list[str]:
         methods.setdefault(paper.source, []).append(paper.method)
     told = [f"{', '.join(names)}: {source}" for source, names in methods.items()]
     return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
+
+
+def _class_incremental(group: ScenarioSummary) -> list[str]:
+    """The table beside the main one; nothing where nothing was asked without the task."""
+    told = group.class_table()
+    if told is None:
+        return []
+    note = (
+        "Task-incremental: the task is told, and its head answers. Class-incremental: it is not, "
+        "and the class is one of all tasks so far, by the greatest logit where heads share all "
+        "else, else by the greatest probability among the classes of a task. Training is the same: "
+        "heads never compete in it. Forgetting counts what new classes take from older ones."
+    )
+    return [
+        "<h3>With the task told, and without</h3>",
+        _table(*told),
+        f'<p class="note">{html.escape(note)}</p>',
+    ]
 
 
 def _latency(group: ScenarioSummary) -> list[str]:

@@ -39,6 +39,7 @@ class Request:
     split_into: int | None = None
     validation: float = 0.1
     evaluate_on: str = "test"
+    class_incremental: bool = False
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -135,6 +136,7 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
         split_into=request.split_into,
         validation=request.validation,
         evaluate_on=request.evaluate_on,
+        class_incremental=request.class_incremental,
         device=request.device,
         recipe=recipe_as_json(recipe),
         options=_options(request, preset, strategy),

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
-from firefly_cl.benchmark.report import ScenarioSummary, Summary
+from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
 
 INK, MUTED, GRID, PANEL = "#1b1f24", "#5b6672", "#dde2e7", "#ffffff"
 # Okabe and Ito 2008, without the yellow that white paper swallows.
@@ -74,6 +74,21 @@ def accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
         return None
     curves = {summary.label: summary.curves() for summary in group.summaries}
     return _lines(group, size, curves, "accuracy, tasks so far (%)", 100.0, 100.0)
+
+
+def class_accuracy_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
+    """Average test accuracy over the tasks seen so far, where the task is not told."""
+    curves = {
+        summary.label: [
+            [mean_known(row) for row in record.class_incremental["accuracy"]]
+            for record in summary.records
+        ]
+        for summary in group.summaries
+        if summary.class_incremental
+    }
+    if not curves:
+        return None
+    return _lines(group, size, curves, "class-incremental accuracy, tasks so far (%)", 100.0, 100.0)
 
 
 def size_over_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
@@ -200,6 +215,7 @@ def _over_rounds(
 
 FIGURES: Mapping[str, tuple[str, Draw]] = {
     "accuracy": ("Accuracy over tasks", accuracy_over_tasks),
+    "class-incremental": ("Accuracy over tasks, the task not told", class_accuracy_over_tasks),
     "matrix": ("Accuracy of each task after each task", accuracy_matrices),
     "size": ("Size over tasks", size_over_tasks),
     "widths": ("Layer widths by owner task", layer_widths),

@@ -27,7 +27,9 @@ class Record:
     floats, `bytes` everything a method keeps, `flops` one image through each task's function.
     `parameters_by_task` and `bytes_by_task` are the sizes when each task ended. `reuse[t][o]` is
     how many units of owner o task t reads; older records, and learners that share none, have none.
-    `latency` is what `latency.measure` found after the last task; older records have none.
+    `class_incremental` holds the `rule` of `class_incremental.evaluate` and the `accuracy` by it,
+    as above, where asked for. `latency` is what `latency.measure` found after the last task; older
+    records have none.
     """
 
     configuration: Mapping[str, Any]
@@ -50,6 +52,7 @@ class Record:
     growth_events: Sequence[Mapping[str, Any]]
     widths: Mapping[str, Sequence[int]]
     reuse: Sequence[Sequence[int]] = ()
+    class_incremental: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -160,7 +163,7 @@ def _record(content: Any, path: Path) -> Record:
             f"{path} has schema {schema}, newer than {SCHEMA}: read it with a newer firefly_cl"
         )
     names = [each.name for each in fields(Record)]
-    content = {"reuse": [], "latency": {}, **content}
+    content = {"reuse": [], "class_incremental": {}, "latency": {}, **content}
     missing = [name for name in names if name not in content]
     if missing:
         raise FileError(f"{path} is damaged (no {missing[0]!r}): delete it and run the cell again")
@@ -194,6 +197,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "growth_events": list,
     "widths": dict,
     "reuse": list,
+    "class_incremental": dict,
     "latency": dict,
 }
 

@@ -16,7 +16,7 @@ from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
-from firefly_cl.benchmark.records import Record
+from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
 
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
 """Sizes are of everything kept after the last task; FLOPs of one image, averaged over tasks."""
@@ -36,6 +36,10 @@ the predicted one, and the seconds of one step."""
 
 PRUNING_COLUMNS = ("price", "seeds", "accuracy %", "floats", "FLOPs", "kept %", "step", "time")
 """Of networks pruned on one task: floats in percent of those before, seconds of one search."""
+
+CLASS_COLUMNS = ("strategy", "task-inc. %", "forgetting", "class-inc. %", "forgetting", "rule")
+"""Accuracy and forgetting where the task is told (task-incremental), and where it is not
+(class-incremental), with the rule of `class_incremental.evaluate` that then chooses among tasks."""
 
 LATENCY_COLUMN = "ms"
 """Behind FLOPs, where a record of the table tells: milliseconds of one image that comes alone, mean
@@ -86,6 +90,30 @@ class Summary:
             size(self.mean("bytes")),
             count(self.flops()),
             duration(self.seconds()),
+        )
+
+    @property
+    def class_incremental(self) -> bool:
+        """Whether it was evaluated without being told the tasks, too."""
+        return all(record.class_incremental for record in self.records)
+
+    def class_accuracies(self) -> list[float | None]:
+        """Class-incremental average accuracy of each seed."""
+        return [average_accuracy(record.class_incremental["accuracy"]) for record in self.records]
+
+    def class_forgettings(self) -> list[float | None]:
+        """Class-incremental average forgetting of each seed."""
+        return [average_forgetting(record.class_incremental["accuracy"]) for record in self.records]
+
+    def class_row(self) -> tuple[str, ...]:
+        """The cells under CLASS_COLUMNS."""
+        return (
+            self.label,
+            percent_over([record.average_accuracy for record in self.records]),
+            percent_over([record.average_forgetting for record in self.records]),
+            percent_over(self.class_accuracies()),
+            percent_over(self.class_forgettings()),
+            str(self.records[0].class_incremental["rule"]),
         )
 
     def growth_row(self) -> tuple[str, ...]:
@@ -182,6 +210,16 @@ class ScenarioSummary:
             (*row[:at], latency, *row[at:]) for row, latency in zip(rows, told, strict=True)
         ]
 
+    def class_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
+        """As `table`, of class-incremental evaluation beside the task-incremental one, if any."""
+        rows = [each.class_row() for each in self.summaries if each.class_incremental]
+        return (CLASS_COLUMNS, rows) if rows else None
+
+    @property
+    def class_title(self) -> str:
+        """Above `class_table`."""
+        return f"{self.title}: with the task told, and without"
+
     def published(self) -> Sequence[Published]:
         """What papers report on the test images of this protocol."""
         if "evaluate_on" in self.summaries[0].records[0].configuration:
@@ -215,9 +253,20 @@ class ScenarioSummary:
                 "flops": summary.flops(),
                 "seconds": summary.seconds(),
                 "milliseconds": {str(batch): summary.latency(batch) for batch in BATCHES},
+                **_class_as_json(summary),
             }
             for summary in self.summaries
         ]
+
+
+def _class_as_json(summary: Summary) -> dict[str, Any]:
+    if not summary.class_incremental:
+        return {}
+    return {
+        "class_incremental_accuracy": mean_known(summary.class_accuracies()),
+        "class_incremental_forgetting": mean_known(summary.class_forgettings()),
+        "class_incremental_rule": summary.records[0].class_incremental["rule"],
+    }
 
 
 def _only(record: Record, told: str) -> bool:
@@ -329,27 +378,32 @@ def label_among(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, 
 
 
 def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = None) -> None:
-    """Print each scenario's table; it fits 80 columns."""
+    """Print each scenario's tables; they fit 80 columns."""
     console = console or Console()
     for group in groups:
-        columns, rows = group.table()
-        table = Table(
-            title=group.title,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
-            padding=(0, 1 if len(columns) <= len(COLUMNS) else 0),  # a column more fits so
-            collapse_padding=True,
+        console.print(_printed(group.title, *group.table()))
+        told = group.class_table()
+        if told is not None:
+            console.print(_printed(group.class_title, *told))
+
+
+def _printed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1 if len(columns) <= len(COLUMNS) else 0),  # a column more fits so
+        collapse_padding=True,
+    )
+    for number, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="right" if number else "left",
+            no_wrap=bool(number),
+            overflow="fold",
         )
-        for column in columns:
-            first = column == columns[0]
-            table.add_column(
-                column,
-                justify="left" if first else "right",
-                no_wrap=not first,
-                overflow="fold",
-            )
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    for row in rows:
+        table.add_row(*row)
+    return table

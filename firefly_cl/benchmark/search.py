@@ -100,7 +100,8 @@ def searches_of(
                 f"--tasks is {tasks}, and the grid streams {asked.tasks} of {entry.scenario!r}: "
                 f"give {asked.tasks} or fewer"
             )
-        asked = replace(asked, seeds=seeds, tasks=tasks, evaluate_on="validation")
+        asked = replace(asked, seeds=seeds, tasks=tasks)
+        asked = replace(asked, evaluate_on="validation", class_incremental=False)
         check(asked)
         entries.append(replace(entry, request=asked))
     cells: dict[tuple[str, str], list[Cell]] = {}

@@ -147,6 +147,17 @@ class Evaluating(Protocol):
         """Evaluation mode inside; afterwards all modes are as before."""
 
 
+@runtime_checkable
+class Competing(Protocol):
+    """A learner whose tasks may share all but their heads, so that their logits can compete.
+
+    Optional: asked for the class among those of all tasks, others compare probabilities.
+    """
+
+    def all_logits(self, images: Tensor) -> list[Tensor] | None:
+        """As `logits`, of every task so far, from one pass; None if functions are not shared."""
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """For strategies that have no options of their own."""

@@ -122,6 +122,14 @@ def test_a_preset_is_asked_for_by_name(write: Write):
     assert [found.cell] == cells_of(request)
 
 
+def test_all_cells_of_a_scenario_are_evaluated_class_incrementally_or_none(write: Write):
+    grid = "[scenarios.split-digits]\n[strategies.naive]\n[strategies.firefly]"
+    for text, asked in ((grid, False), (f"class-incremental = true\n{grid}", True)):
+        cells = [found.cell for found in read_grid(write(text)).cells()]
+        assert [cell.class_incremental for cell in cells] == [asked, asked]
+        assert ["class_incremental" in cell.as_json() for cell in cells] == [asked, asked]
+
+
 def test_settings_of_a_criterion(write: Write):
     text = "[scenarios.split-digits]\n[strategies.firefly]\nsettings.depths = 3"
     (found,) = read_grid(write(text)).cells()
@@ -150,6 +158,7 @@ def test_every_setting_of_a_request_has_its_place():
         ("{grid}\nepoch = 3", "unknown key 'epoch' in [strategies.naive]: did you mean 'epochs'?"),
         ("{grid}\nepochs = '3'", "epochs in [strategies.naive] is '3': give a whole number"),
         ("{grid}\nepochs = true", "epochs in [strategies.naive] is True"),
+        ("class-incremental = 1\n{grid}", "class-incremental is 1: give true or false"),
         ("{grid}\nepochs = 0", "'naive' on 'split-digits': --epochs is 0: give 1 or more"),
         ("{grid}\nbatch-size = 4\nbatch_size = 8", "is given twice"),
         ("{grid}\ntasks = 3", "'tasks' in [strategies.naive]: it belongs in [scenarios.NAME]"),

@@ -44,7 +44,7 @@ from firefly_cl.benchmark.records import (
     record_bytes,
     write_record,
 )
-from firefly_cl.continual.learner import Progress, Resumable, Reusing, Setup
+from firefly_cl.continual.learner import Drawn, Observed, Progress, Resumable, Reusing, Setup
 from firefly_cl.continual.snapshot import Snapshot, Snapshots
 from firefly_cl.errors import DataError, DivergenceError, FileError
 
@@ -171,6 +171,8 @@ def _stream(
         )
     seconds = dict(record.seconds)
     with Events(folder / EVENTS_FOLDER, len(earlier)) as events:
+        if isinstance(learner, Observed):
+            learner.observe(events)
         for i, experience in enumerate(stream):
             if i < done:
                 continue
@@ -198,6 +200,7 @@ def _stream(
                 record.parameters,
                 record.widths,
                 record.growth_events,
+                learner.readings() if isinstance(learner, Drawn) else (),
             )
             if learner.tasks_trained:
                 write_checkpoint(folder, learner.save, probe.content(), record_bytes(record))

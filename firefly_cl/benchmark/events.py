@@ -1,4 +1,4 @@
-"""TensorBoard events of a cell: accuracy per task, units, floats, growth."""
+"""TensorBoard events of a cell: accuracy, size and drawings after tasks, growth as it happens."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from firefly_cl.benchmark.records import plain
 from firefly_cl.errors import FileError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from firefly_cl.network.readings import Reading
+
 
 class Events:
-    """Writes one step per task; use as a context manager so that the file is closed.
+    """Writes one step per task, and one per growth event; use as a context manager.
 
-    `growth_written`: how many growth events the folder holds already.
+    `growth_written`: how many growth events the folder holds already. It is an `Observer`, which
+    may be shown the others as they happen; those that it was not shown are written after the task.
     """
 
     def __init__(self, folder: Path, growth_written: int = 0) -> None:
@@ -26,7 +34,8 @@ class Events:
             self._writer = SummaryWriter(str(folder))
         except OSError as error:
             raise self._unwritable(error) from error
-        self._growth_written = growth_written
+        self._earlier = growth_written
+        self._written: set[int] = set()
 
     def __enter__(self) -> Events:
         return self
@@ -43,6 +52,40 @@ class Events:
             if error is None:  # else that is what should be told
                 raise self._unwritable(full) from full
 
+    def edited(
+        self,
+        number: int,
+        event: Mapping[str, object],
+        scores: Mapping[str, Sequence[float]],
+        gates: Sequence[Tensor],
+    ) -> None:
+        """Write a growth step, a selection or a pruning: what is told of it, and histograms.
+
+        Scores by kind, over the steps of growth; gates over the epochs of their search. Raises
+        FileError where they cannot be written.
+        """
+        number += self._earlier
+        try:
+            self._text(number, event)
+            for kind, gains in scores.items():
+                self._histogram(f"scores/{kind}", np.asarray(gains), number)
+            what = "prune" if "removed" in event else "select"
+            for epoch, values in enumerate(gates, 1):
+                tag = f"gates/{number:03d} {what} in task {event['task']}"
+                self._histogram(tag, values.numpy(), epoch)
+            self._writer.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _histogram(self, tag: str, values: np.ndarray[Any, Any], step: int) -> None:
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            self._writer.add_histogram(tag, finite, step)
+
+    def _text(self, number: int, event: Mapping[str, object]) -> None:
+        self._writer.add_text("growth", json.dumps(plain(event)), number)
+        self._written.add(number)
+
     def task(
         self,
         task: int,
@@ -51,13 +94,15 @@ class Events:
         floats: int,
         widths: Mapping[str, Sequence[int]],
         growth: Sequence[Mapping[str, Any]],
+        readings: Sequence[Reading] = (),
     ) -> None:
         """Write the state after `task`; `growth` holds every growth event so far.
 
-        Raises FileError where they cannot be written.
+        readings: of the network, where it can be drawn. Raises FileError where they cannot be
+        written.
         """
         try:
-            self._task(task, accuracy, names, floats, widths, growth)
+            self._task(task, accuracy, names, floats, widths, growth, readings)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -69,6 +114,7 @@ class Events:
         floats: int,
         widths: Mapping[str, Sequence[int]],
         growth: Sequence[Mapping[str, Any]],
+        readings: Sequence[Reading] = (),
     ) -> None:
         seen = [value for value in accuracy if value is not None]
         if seen:
@@ -80,10 +126,16 @@ class Events:
         self._writer.add_scalar("size/units", sum(sum(units) for units in widths.values()), task)
         for name, units in widths.items():
             self._writer.add_scalar(f"units/{name}", sum(units), task)
-        for event in growth[self._growth_written :]:
-            text = json.dumps(plain(event))
-            self._writer.add_text("growth", text, self._growth_written)
-            self._growth_written += 1
+        for number in range(self._earlier, len(growth)):
+            if number not in self._written:
+                self._text(number, growth[number])
+        if readings or any(len(units) > 1 for units in widths.values()):
+            from firefly_cl.benchmark.drawing import draw_network, draw_widths  # loads matplotlib
+
+            self._writer.add_figure("network/widths", draw_widths(widths, len(names)), task)
+            if readings:
+                drawn = draw_network(widths, readings, len(names))
+                self._writer.add_figure("network/drawing", drawn, task)
         self._writer.flush()
 
     def _unwritable(self, error: OSError) -> FileError:

@@ -147,7 +147,7 @@ def layer_widths(group: ScenarioSummary, size: Size) -> Figure | None:
     if not growing:
         return None
     tasks = len(group.tasks())
-    colours = _owner_colours(tasks)
+    colours = owner_colours(tasks)
     layers = [list(_widths(summary).items()) for summary in growing]
     bar = 0.19
     with mpl.rc_context(STYLE):
@@ -159,9 +159,9 @@ def layer_widths(group: ScenarioSummary, size: Size) -> Figure | None:
             len(layers), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
         )
         for axes, summary, found in zip(grid[:, 0], growing, layers, strict=True):
-            _stack(axes, found, colours)
+            stack(axes, found, colours)
             longest = 28 if size.panels > 2 else 20
-            names = [_short(name, longest) for name, _ in found]
+            names = [short(name, longest) for name, _ in found]
             axes.set_yticks(range(len(names)), names)
             axes.set_title(f"{summary.label}, seed {summary.seeds[0]}", loc="left")
             axes.set_ylim(len(names) - 0.4, -0.6)
@@ -169,7 +169,7 @@ def layer_widths(group: ScenarioSummary, size: Size) -> Figure | None:
             axes.spines[["left", "bottom"]].set_visible(False)
             axes.xaxis.set_major_locator(MaxNLocator(5 if size.panels > 2 else 4, integer=True))
         grid[-1, 0].set_xlabel("units")
-        _owner_bar(figure, list(grid[:, 0]), colours, tasks)
+        owner_bar(figure, list(grid[:, 0]), colours, tasks)
     return figure
 
 
@@ -250,7 +250,7 @@ def _lines(
 ) -> Figure:
     """One line for each label over tasks, or over `places`, each point the mean over seeds."""
     style = styles(group)
-    longest = max(len(_short(name, 30)) for name in curves)
+    longest = max(len(short(name, 30)) for name in curves)
     columns = min(len(curves), max(1, int(size.width * 14) // (longest + 6)))
     legend_rows = -(-len(curves) // columns)
     with mpl.rc_context(STYLE):
@@ -267,7 +267,7 @@ def _lines(
                     points.append(known)
                     x.append(task if places is None else places[name][task - 1])
             middle = [statistics.fmean(at) for at in points]
-            axes.plot(x, middle, color=colour, marker=marker, label=_short(name, 30), clip_on=False)
+            axes.plot(x, middle, color=colour, marker=marker, label=short(name, 30), clip_on=False)
             if len(seeds) > 1 and len(curves) <= _BANDS:
                 spread = [statistics.stdev(at) for at in points]
                 axes.fill_between(
@@ -330,7 +330,7 @@ def _heat_maps(
             _task_ticks(axes.yaxis, tasks, offset=0.5)
             axes.invert_yaxis()
             axes.set_aspect("equal")
-            axes.set_title(_short(label, 20 if columns > 2 else 26), loc="left")
+            axes.set_title(short(label, 20 if columns > 2 else 26), loc="left")
             axes.spines[:].set_visible(False)
             if number % columns == 0:
                 axes.set_ylabel(maps.down)
@@ -376,12 +376,14 @@ def _widths(summary: Summary) -> Mapping[str, Sequence[int]]:
     return summary.records[0].widths
 
 
-def _owner_colours(tasks: int) -> Colormap:
+def owner_colours(tasks: int) -> Colormap:
+    """A colour for each of so many owner tasks."""
     ramp = mpl.colormaps["viridis"]
     return ListedColormap([ramp(0.12 + 0.8 * t / max(1, tasks - 1)) for t in range(tasks)])
 
 
-def _stack(axes: Axes, layers: Sequence[tuple[str, Sequence[int]]], colours: Colormap) -> None:
+def stack(axes: Axes, layers: Sequence[tuple[str, Sequence[int]]], colours: Colormap) -> None:
+    """A bar for each layer, from the top down, of its units by owner."""
     for row, (_, owners) in enumerate(layers):
         left = 0
         for task, units in enumerate(owners):
@@ -401,7 +403,8 @@ def _stack(axes: Axes, layers: Sequence[tuple[str, Sequence[int]]], colours: Col
     axes.set_xlim(0, 1.03 * max(1, widest))
 
 
-def _owner_bar(figure: Figure, axes: Sequence[Axes], colours: Colormap, tasks: int) -> None:
+def owner_bar(figure: Figure, axes: Sequence[Axes], colours: Colormap, tasks: int) -> None:
+    """A bar below the figure that tells the owners' colours."""
     norm = mpl.colors.BoundaryNorm([t + 0.5 for t in range(tasks + 1)], tasks)
     mappable = mpl.cm.ScalarMappable(norm, colours)
     width, height = figure.get_size_inches()
@@ -422,7 +425,8 @@ def _owner_bar(figure: Figure, axes: Sequence[Axes], colours: Colormap, tasks: i
     bar.set_label("owner task")
 
 
-def _short(name: str, longest: int) -> str:
+def short(name: str, longest: int) -> str:
+    """A name with its middle left out where it is longer than so many characters."""
     if len(name) <= longest:
         return name
     tail = (longest - 1) // 2

@@ -22,6 +22,7 @@ from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import SCHEMA, Logits, Setup
 from firefly_cl.continual.loading import Pixels
+from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import Options, Plan, plan_of
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
@@ -30,6 +31,7 @@ from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
 from firefly_cl.network.modes import evaluation
+from firefly_cl.network.readings import Reading, readings
 from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
@@ -154,6 +156,14 @@ class FireflyLearner:
     def reuse(self) -> list[list[int]]:
         """Units that each task reads of each owner: [task][owner]."""
         return self.net.reuse()
+
+    def readings(self) -> list[Reading]:
+        """What the rows of each task read, space by space."""
+        return readings(self.net)
+
+    def observe(self, observer: Observer) -> None:
+        """Show `observer` every growth step, selection and pruning from here on."""
+        self.strategy.firefly.observer = observer
 
     def save(self, folder: Path) -> None:
         """Write the network, the timings that growth is charged by, and model.json.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.model import FireflyModel, require_images
+from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.snapshot import State
@@ -27,12 +29,14 @@ from firefly_cl.errors import (
     NothingToPrune,
     NothingToSelect,
 )
+from firefly_cl.gates.pruning import Pruning
+from firefly_cl.gates.selection import Selected
 from firefly_cl.growth.budget import LATENCY, Budget, own_cost
 from firefly_cl.growth.criterion import Autocast, Growth, Loss, criterion_of
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.modes import evaluation
-from firefly_cl.network.rebuild import Edit, migrate
+from firefly_cl.network.rebuild import migrate
 
 
 class FireflyPlugin(SupervisedPlugin):
@@ -46,7 +50,8 @@ class FireflyPlugin(SupervisedPlugin):
     `latency` holds the timings that growth was charged by, where it is counted in latency.
     `events` tells what every growth step and every pruning did; `seconds` adds up per phase.
     `budget` is the number of floats that the network may hold (none: no limit); what is left of
-    it is shared equally by the tasks that the stream has left.
+    it is shared equally by the tasks that the stream has left. `observer`, where there is one, is
+    shown each event as it happens.
     """
 
     def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
@@ -60,6 +65,7 @@ class FireflyPlugin(SupervisedPlugin):
             file = self.plan.latency
             self.latency = LatencyTable.load(Path(file)) if file else LatencyTable()
         self.events: list[dict[str, object]] = []
+        self.observer: Observer | None = None
         self.seconds: dict[str, float] = defaultdict(float, grow=0.0)
         self._held_out: Any = None
         self._validation: list[list[Tensor]] = []
@@ -145,18 +151,26 @@ class FireflyPlugin(SupervisedPlugin):
         growth = self.grow(strategy)
         self.seconds["grow"] += time.perf_counter() - started
         if growth is not None:
-            self.events.append(
-                {
-                    **event,
-                    "kinds": growth.by_kind(),
-                    "spaces": growth.by_space(),
-                    "predicted_decrease": growth.gain,
-                    "obtained_decrease": self._obtained,
-                    "parameters": floats(net),
-                    "flops": flops(net),
-                    **self._timed(net),
-                }
-            )
+            told = {
+                "kinds": growth.by_kind(),
+                "spaces": growth.by_space(),
+                "predicted_decrease": growth.gain,
+                "obtained_decrease": self._obtained,
+                "parameters": floats(net),
+                "flops": flops(net),
+                **self._timed(net),
+            }
+            self._tell({**event, **told}, scores=growth.scores())
+
+    def _tell(
+        self,
+        event: dict[str, object],
+        scores: Mapping[str, Sequence[float]] = MappingProxyType({}),
+        gates: Sequence[Tensor] = (),
+    ) -> None:
+        self.events.append(event)
+        if self.observer is not None:
+            self.observer.edited(len(self.events) - 1, event, scores, gates)
 
     def _event(
         self, net: FireflyNet, loss: float | None, accuracy: float | None
@@ -273,11 +287,11 @@ class FireflyPlugin(SupervisedPlugin):
         """Let gates decide, on training images, which older units the newest task still reads."""
         net, gates = _model(strategy).net, self.plan.selection
 
-        def chosen() -> tuple[list[Edit], dict[str, object]]:
+        def chosen() -> tuple[Selected, dict[str, object]]:
             found = gates.select(net, strategy.dataloader, _loss(strategy), _autocast(strategy))
             kinds = {"deselect": sum(found.dropped.values())}
             told = {"kinds": kinds, "dropped": found.dropped, "read": found.kept}
-            return found.edits, {**told, "indecision": found.indecision}
+            return found, {**told, "indecision": found.indecision}
 
         self._by_gates(strategy, "select", chosen)
 
@@ -292,7 +306,7 @@ class FireflyPlugin(SupervisedPlugin):
         def accuracy(net: FireflyNet) -> float:
             return self.validate(strategy, net)[1] or 0.0
 
-        def pruned() -> tuple[list[Edit], dict[str, object]]:
+        def pruned() -> tuple[Pruning, dict[str, object]]:
             sought: dict[str, object] = {}
             if tolerance is None:
                 found = gates.prune(net, strategy.dataloader, loss, autocast)
@@ -301,12 +315,15 @@ class FireflyPlugin(SupervisedPlugin):
                 found, sought = chosen.pruning, chosen.told()
             kinds = {"prune": sum(found.removed.values())}
             told = {"kinds": kinds, "removed": found.removed, "kept": found.kept, **sought}
-            return found.edits, {**told, "indecision": found.indecision}
+            return found, {**told, "indecision": found.indecision}
 
         self._by_gates(strategy, "prune", pruned)
 
     def _by_gates(
-        self, strategy: Any, phase: str, act: Callable[[], tuple[list[Edit], dict[str, object]]]
+        self,
+        strategy: Any,
+        phase: str,
+        act: Callable[[], tuple[Selected | Pruning, dict[str, object]]],
     ) -> None:
         """Let gates act where they can, move the optimizer's state along, and tell of it.
 
@@ -316,14 +333,15 @@ class FireflyPlugin(SupervisedPlugin):
         net = _model(strategy).net
         event, own = self._event(net, *self.validate(strategy)), self._own(net)
         try:
-            edits, told = act()
+            found, told = act()
         except (NothingToPrune, NothingToSelect):
             return
-        for edit in edits:
+        for edit in found.edits:
             migrate(strategy.optimizer, edit)
         self._at_first += (self._own(net) - own) / (1 + self.plan.growth) ** self._steps
         self.seconds[phase] += time.perf_counter() - started
-        self.events.append({**event, **told, "parameters": floats(net), "flops": flops(net)})
+        told = {**told, "parameters": floats(net), "flops": flops(net)}
+        self._tell({**event, **told}, gates=found.history)
 
     @torch.no_grad()
     def validate(

@@ -19,6 +19,8 @@ from firefly_cl.errors import FileError
 from firefly_cl.settings import read_settings
 
 if TYPE_CHECKING:
+    from firefly_cl.continual.observer import Observer
+    from firefly_cl.network.readings import Reading
     from firefly_cl.scenarios import Scenario
 
 Options = TypeVar("Options")
@@ -134,6 +136,22 @@ class Reusing(Protocol):
 
     def reuse(self) -> list[list[int]]:
         """Units that each task reads of each owner: [task][owner]."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A learner whose network can be drawn: who reads whom between its spaces. Optional."""
+
+    def readings(self) -> list[Reading]:
+        """What the rows of each task read."""
+
+
+@runtime_checkable
+class Observed(Protocol):
+    """A learner that shows growth, selection and pruning as they happen. Optional."""
+
+    def observe(self, observer: Observer) -> None:
+        """Show them to `observer` from here on."""
 
 
 @runtime_checkable

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from firefly_cl.errors import EditError, NothingToPrune
 from firefly_cl.gates.execution import GatedExecution
@@ -22,13 +24,15 @@ from firefly_cl.network.rebuild import Edit
 class Pruning:
     """What was removed: the edits in order, units by space, and how binary the gates had become.
 
-    indecision: the greatest distance of a gate from the nearer of 0 and 1.
+    indecision: the greatest distance of a gate from the nearer of 0 and 1. history: that of the
+    gates.
     """
 
     edits: list[Edit]
     removed: dict[str, int]
     kept: dict[str, int]
     indecision: float
+    history: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class GatePruning(GateSearch):
             kept[name], removed[name] = int(keep.sum()), int((~keep).sum())
             if removed[name]:
                 edits.append(prune(net, name, keep))
-        return Pruning(edits, removed, kept, gates.indecision())
+        return Pruning(edits, removed, kept, gates.indecision(), gates.history)
 
 
 def prunable_spaces(net: FireflyNet) -> list[str]:

@@ -16,7 +16,8 @@ class Gates:
 
     s: (width,) for each space, 0 at first, of the network's dtype; every gate is then 0.5. All
     layers that know a space (residual ties, depthwise) share its gates. Guo, Wu, Kittler, Feng
-    2021, arXiv 2103.02126.
+    2021, arXiv 2103.02126. `history`: all values, (units,) on the CPU, after each epoch of a
+    search.
     """
 
     def __init__(self, like: Tensor, widths: Mapping[str, int]) -> None:
@@ -24,10 +25,16 @@ class Gates:
             name: like.new_zeros(width).detach().requires_grad_() for name, width in widths.items()
         }
         self.delta = 1.0
+        self.history: list[Tensor] = []
 
     def values(self) -> dict[str, Tensor]:
         """The gates z by space, (width,) each, in [0, 1]."""
         return {name: torch.sigmoid(self.delta * s) for name, s in self.s.items()}
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Add the values to `history`."""
+        self.history.append(torch.cat(list(self.values().values())).float().cpu())
 
     def indecision(self) -> float:
         """The greatest distance of a gate from the nearer of 0 and 1; 0 where there is none."""

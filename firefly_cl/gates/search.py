@@ -92,6 +92,7 @@ class GateSearch:
                         "gates found no batch to be searched on: give a list or a loader, which "
                         "can be walked through more than once"
                     )
+                gates.remember()
         if not all(bool(torch.isfinite(s).all()) for s in leaves):
             raise DivergenceError("gates became NaN or infinite: lower their learning rate or lam")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +26,14 @@ class Selected:
     """What the task still reads: the edits in order, older units by space, and how binary it was.
 
     dropped, kept: older units that are not read any more, and that are. indecision: the greatest
-    distance of a gate from the nearer of 0 and 1.
+    distance of a gate from the nearer of 0 and 1. history: that of the gates.
     """
 
     edits: list[Edit]
     dropped: dict[str, int]
     kept: dict[str, int]
     indecision: float
+    history: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class GateSelection(GateSearch):
             kept[name], dropped[name] = int(keep.sum()), int((~keep).sum())
             if dropped[name]:
                 edits.append(deselect(net, name, net.tasks[-1].reads[name][~keep]))
-        return Selected(edits, dropped, kept, gates.indecision())
+        return Selected(edits, dropped, kept, gates.indecision(), gates.history)
 
 
 def selectable_spaces(net: FireflyNet) -> list[str]:

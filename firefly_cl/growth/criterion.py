@@ -49,10 +49,14 @@ def require_positive(criterion: str, **settings: float) -> None:
 
 @dataclass(frozen=True)
 class Growth:
-    """What one growth step did: the edits in order, and the candidates that won."""
+    """What one growth step did: the edits in order, and the candidates that won.
+
+    scored: all that a gain was predicted for, by criteria that do.
+    """
 
     edits: list[Edit] = field(default_factory=list)
     kept: list[Candidate] = field(default_factory=list)
+    scored: Sequence[Candidate] = ()
 
     @property
     def gain(self) -> float:
@@ -66,6 +70,13 @@ class Growth:
     def by_space(self) -> dict[str, int]:
         """Units added by space, those of inserted layers by the node that they stand behind."""
         return self._count(lambda candidate: candidate.space)
+
+    def scores(self) -> dict[str, list[float]]:
+        """Predicted gains of all scored candidates, by kind."""
+        gains: dict[str, list[float]] = {}
+        for candidate in self.scored:
+            gains.setdefault(candidate.kind, []).append(candidate.gain)
+        return gains
 
     def _count(self, key: Callable[[Candidate], str]) -> dict[str, int]:
         counts: dict[str, int] = {}

@@ -112,11 +112,12 @@ class Firefly:
             held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
             self.search(net, candidates, rest, loss, autocast)
             _set_gates(candidates, lambda *candidate: 0.0)
-            order = by_worth(self.score(net, candidates, held, loss, costs), room, self.returns)
+            scored = self.score(net, candidates, held, loss, costs)
+            order = by_worth(scored, room, self.returns)
             kept = take(order, budget, room, lambda more: step_cost(net, more, budget))
             reach = self.settle(net, candidates, kept, held, loss)
             kept = [replace(c, gain=self._promise(c, reach)) for c in kept]
-            return Growth(commit(net, candidates, kept, reach), kept)
+            return Growth(commit(net, candidates, kept, reach), kept, scored)
 
     def search(
         self,

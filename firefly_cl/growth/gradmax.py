@@ -98,7 +98,7 @@ class GradMax:
                 for unit, norm in norms.items()
             ]
             kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
-            return Growth(commit(net, candidates, kept, 1.0), kept)
+            return Growth(commit(net, candidates, kept, 1.0), kept, scored)
 
     def propose(
         self,

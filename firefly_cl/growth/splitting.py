@@ -102,4 +102,5 @@ def grow_by_schemes(
         kept = select_schemes(
             offered, budget, room_to_double(net, spaces), lambda more: step_cost(net, more, budget)
         )
-        return Growth(commit_schemes(net, kept, schemes, lowest, highest, reach), kept)
+        edits = commit_schemes(net, kept, schemes, lowest, highest, reach)
+        return Growth(edits, kept, offered)

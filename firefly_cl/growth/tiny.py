@@ -115,7 +115,7 @@ class Tiny:
                 ]
             kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
             kept = [replace(c, gain=-self.reach * float(slopes[c.space][c.unit])) for c in kept]
-            return Growth(commit(net, candidates, kept, self.reach), kept)
+            return Growth(commit(net, candidates, kept, self.reach), kept, scored)
 
 
 def unsupported(net: FireflyNet, space: str) -> str:

@@ -215,7 +215,7 @@ def _latency(group: ScenarioSummary) -> list[str]:
         return []
     head = ["strategy"]
     for batch in BATCHES:
-        head += [f"batch of {batch}", f"batch of {batch}, newest task"]
+        head += [f"batch of {batch}", "newest task"]
     head += ["threads", "processor share"]
     rows = []
     for summary in group.summaries:
@@ -232,7 +232,7 @@ def _latency(group: ScenarioSummary) -> list[str]:
         "Milliseconds of one image, from pixels to logits, answered alone and in a batch: median "
         "of repeats, mean over seeds and over the first, the middle and the newest task. "
         "Processor share, the least over seeds: seconds of processor time in a second of timing; "
-        "below 1 on a CPU, other programs ran there too and the figures are too high."
+        "below 1 on a CPU, other programs ran there too and the figures may be too high."
     )
     return [
         "<details><summary>Time of an answer (ms)</summary>",

@@ -142,7 +142,8 @@ def test_tables_tell_the_mean_and_exports_the_newest_too(tmp_path: Path) -> None
     page = tmp_path / "page.html"
     write_page(page, [group])
     text = page.read_text()
-    assert "batch of 128, newest task" in text
+    heads = '<th scope="col">batch of 128</th>\n<th scope="col">newest task</th>'
+    assert heads in text
     assert "<td>3.50</td><td>6.00</td><td>1.00</td><td>1.50</td><td>1</td><td>0.75</td>" in text
 
 

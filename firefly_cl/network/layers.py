@@ -106,9 +106,12 @@ class GrowableLayer(nn.Module):
         # On a CPU, gradients of a strided depthwise convolution take ten times as long in bfloat16.
         slow = self.per_unit and max(self.stride) > 1 and x.device.type == "cpu"
         if slow and torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")  # frozen weights are rounded already
+            x, weight = x.to(dtype).float(), weight.to(dtype).float()
+            bias = None if bias is None else bias.to(dtype).float()
             with torch.autocast("cpu", enabled=False):
-                out = F.conv2d(x.float(), weight, bias, self.stride, padding, self.dilation, groups)
-                return out.to(x.dtype)
+                out = F.conv2d(x, weight, bias, self.stride, padding, self.dilation, groups)
+            return out.to(dtype)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, groups)
 
     def apply_frozen(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -193,6 +193,13 @@ def _stream(
             record = replace(record, class_incremental=class_row)
             if record.finished and "evaluate_on" not in record.configuration:  # on test images
                 record = replace(record, latency=measure(learner, scenario))
+            if learner.tasks_trained:
+                write_checkpoint(folder, learner.save, probe.content(), record_bytes(record))
+            else:
+                write_record(record, folder / FILE_NAME)
+            if record.finished:
+                drop_before(folder)
+            # behind the checkpoint: a disk that has room for no more costs pictures, not a task
             events.task(
                 i,
                 test_row,
@@ -202,12 +209,6 @@ def _stream(
                 record.growth_events,
                 learner.readings() if isinstance(learner, Drawn) else (),
             )
-            if learner.tasks_trained:
-                write_checkpoint(folder, learner.save, probe.content(), record_bytes(record))
-            else:
-                write_record(record, folder / FILE_NAME)
-            if record.finished:
-                drop_before(folder)
             task_ended(record)
     return record
 

@@ -62,7 +62,7 @@ def own_disks() -> bool:
 
 @pytest.mark.skipif(not own_disks(), reason="no disk of its own can be mounted")
 def test_a_disk_that_is_full_again_and_again_loses_nothing(tmp_path: Path):
-    found = script("disk", str(tmp_path), "16", "32", before=("unshare", "-rm"))
+    found = script("disk", str(tmp_path), "16", "96", before=("unshare", "-rm"))
     *failed, last = found["told"]
     assert last["kind"] == "ended" and failed
     for told in failed:

@@ -27,9 +27,10 @@ def grow_drawn(
 ) -> Growth:
     """Commit chosen splits and new units with drawn directions.
 
-    The halves of a split move by +-`reach` along a drawn direction of norm 1. A new unit has
-    rows as by He et al. 2015 and outgoing weights of norm `reach`; its norm statistics are those
-    of `batch`. New units are numbered anew. Raises DivergenceError, the network as it was.
+    The halves of a split move by +-`reach` times the norm of own units' rows there, along a drawn
+    direction. A new unit has drawn rows of that norm, and outgoing weights of `reach` times the
+    norm of theirs (`propose`); its norm statistics are those of `batch`. New units are numbered
+    anew. Raises DivergenceError, the network as it was.
     """
     kept, counts = [], dict.fromkeys((c.space for c in chosen), 0)
     for candidate in chosen:

@@ -30,7 +30,8 @@ class Random:
     """Random growth in the manner of NASH (Elsken, Metzen, Hutter 2017, arXiv 1711.04528).
 
     Every own unit may be split, every space may gain as many new units as it has; which of
-    these are done is drawn. reach: norm of a split's offset and of a new unit's outgoing weights.
+    these are done is drawn. reach: norm of a split's offset and of a new unit's outgoing weights,
+    as a share of those of the own units there.
     """
 
     reach: float = 0.1

@@ -29,7 +29,7 @@ from firefly_cl.network.modes import evaluation
 class Uniform:
     """New units without a choice of place; each is drawn as those of `random` are.
 
-    reach: norm of a new unit's outgoing weights.
+    reach: norm of a new unit's outgoing weights, as a share of that of the own units there.
     """
 
     reach: float = 0.1

@@ -30,13 +30,14 @@ class Directions(NamedTuple):
     """Values that a search moves, unit by unit.
 
     values: tensors with `units` units in dimension `dim`. length: norm that each unit keeps, over
-    all the tensors together.
+    all the tensors together. orthogonal: whether the units are kept orthogonal to each other.
     """
 
     values: Sequence[Tensor]
     dim: int
     units: int
     length: float = 1.0
+    orthogonal: bool = False
 
 
 @dataclass
@@ -73,8 +74,8 @@ class SpaceCandidates:
         moving = self.splits + len(self.copies)
         return [
             Directions(list(self.directions.values()), 0, moving, self.row_length),
-            Directions(list(self.incoming.values()), 0, self.news, self.row_length),
-            Directions(list(self.outgoing.values()), 1, self.news, self.column_length),
+            Directions(list(self.incoming.values()), 0, self.news, self.row_length, True),
+            Directions(list(self.outgoing.values()), 1, self.news, self.column_length, True),
         ]
 
     def gates(self) -> list[Tensor]:
@@ -114,8 +115,8 @@ class LayerCandidates:
         """What a search moves: u and v of the hidden units, as of new ones."""
         hidden = len(self.hidden_gates)
         return [
-            Directions([self.incoming], 0, hidden, math.sqrt(2.0)),
-            Directions([self.outgoing], 1, hidden),
+            Directions([self.incoming], 0, hidden, math.sqrt(2.0), True),
+            Directions([self.outgoing], 1, hidden, 1.0, True),
         ]
 
     def gates(self) -> list[Tensor]:
@@ -269,13 +270,31 @@ def _propose_behind(
 
 @torch.no_grad()
 def project(directions: Sequence[Directions]) -> None:
-    """Scale every unit's directions to their norm, over all layers that have some of them."""
-    for values, dim, units, length in directions:
+    """Give every unit's directions their norm again, over all layers that have some of them.
+
+    Those that are to be orthogonal become the nearest such (polar decomposition), where they have
+    as many numbers as there are units.
+    """
+    for values, dim, units, length, orthogonal in directions:
         if not (units and values):
             continue
+        if orthogonal:
+            _orthogonalise(values, dim, units)
         scale = length / unit_lengths(values, dim, units).clamp(min=1e-12)
         for value in values:
             value *= by_unit(scale, value, dim)
+
+
+def _orthogonalise(values: Sequence[Tensor], dim: int, units: int) -> None:
+    parts = [v.movedim(dim, 0).reshape(units, -1) for v in values]
+    together = torch.cat(parts, 1)
+    if units > together.shape[1] or not together.isfinite().all():
+        return
+    left, _, right = torch.linalg.svd(together, full_matrices=False)
+    nearest = torch.split(left @ right, [part.shape[1] for part in parts], 1)
+    for value, part in zip(values, nearest, strict=True):
+        moved = value.movedim(dim, 0)
+        moved.copy_(part.reshape(moved.shape))
 
 
 def unit_lengths(values: Sequence[Tensor], dim: int, units: int) -> Tensor:

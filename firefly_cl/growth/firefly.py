@@ -75,7 +75,7 @@ class Firefly:
     path_points: int = 3
     score_batches: int = 8
     halvings: int = 6
-    returns: float = 2.0
+    returns: float = 8.0
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
@@ -130,8 +130,9 @@ class Firefly:
         """Step 1: move directions and gates down the loss together, the network fixed.
 
         Each unit's direction moves by a step of fixed length against its mean gradient so far
-        and is scaled back to its norm. Gates move by a fixed step and stay so small that all
-        together are no further from the network than one at `reach`.
+        and is scaled back to its norm; new units of one space stay orthogonal (`project`). Gates
+        move by a fixed step and stay so small that all together are no further from the network
+        than one at `reach`.
         """
         searched = [found for each in candidates.values() for found in each.searched()]
         values = [value for directions in searched for value in directions.values]

@@ -274,6 +274,25 @@ def test_growth_lowers_the_loss_more_than_random_units_of_the_same_number() -> N
     assert sum(gains) > 2 * max(sum(by_chance), 0.0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_new_units_do_not_end_up_as_one_unit(name: str) -> None:
+    """Without the projection a long search leaves them with cosines near 1 (checked by hand)."""
+    net = net_of(name)
+    begin(net, widths=4)
+    candidates = propose(net, net.growable_spaces(), 4, 0, seeded())
+    Firefly(news=4, steps=8, step_size=0.5).search(net, candidates, [batch_for(net)], loss)
+    compared = 0
+    for each in candidates.values():
+        for values, dim, units, length, orthogonal in each.searched():
+            parts = [v.movedim(dim, 0).reshape(units, -1) for v in values if units]
+            if not orthogonal or not parts or torch.cat(parts, 1).shape[1] < units:
+                continue
+            together = torch.cat(parts, 1) / length
+            torch.testing.assert_close(together @ together.T, torch.eye(units).to(together))
+            compared += 1
+    assert compared
+
+
 @pytest.mark.parametrize(("name", "reach"), [("mlp", 16.0), ("resnet9", 4.0), ("vgg19", 4.0)])
 def test_too_long_a_reach_is_cut_before_it_raises_the_loss(name: str, reach: float) -> None:
     changes = []

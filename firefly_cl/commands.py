@@ -222,9 +222,20 @@ class Tune:
     sampler_seed: int = 0
     """Seed of the search; the same one gives the same trials."""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Trials to run at a time, which share the cores; one for each physical core unless told."""
+    """Trials to run at a time, which share the cores; one for each physical core unless told, with
+    --ray as many as there is room for."""
     retries: int = 2
     """How often a trial is started again whose process was killed."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """Run on the machines of a Ray cluster, as `benchmark` does: auto, HOST:PORT or local."""
+    cpus_per_cell: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")
+    ] = None
+    """With --ray: CPUs that a trial takes for each seed, and the threads that it has."""
+    gpus_per_cell: Annotated[
+        float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: 1)")
+    ] = None
+    """With --ray: GPUs that it takes with device cuda, such as 0.25."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder or file of the data, where a scenario needs one."""
     download: Flag = False

@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from firefly_cl.benchmark.executors import Executor, Job, LocalProcesses
+from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.folders import check_writable, clear
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.lock import held
+from firefly_cl.benchmark.placement import executor_of
 from firefly_cl.benchmark.plan import check_data_dir, check_save_every
-from firefly_cl.benchmark.ray_executor import RayCluster
 from firefly_cl.benchmark.standing import Standing, standings
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.errors import FileError
 
 if TYPE_CHECKING:
     from firefly_cl.commands import Benchmark
@@ -40,7 +40,7 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     grid = read_grid(command.grid)
     check_data_dir(command.data_dir)
     check_save_every(command.save_every)
-    executor = executor or _executor(command)
+    executor = executor or executor_of(command)
     out = command.out or grid.out or OUT
     cells = grid.cells()  # loads torch
     found = standings(cells, out)
@@ -53,33 +53,6 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     found = [replace(s, error=errors.get(s.folder, s.error)) for s in standings(cells, out)]
     _print_results(found)
     return _end(command, out, found)
-
-
-def _executor(command: Benchmark) -> Executor:
-    for option, number, least in (("workers", command.workers, 1), ("retries", command.retries, 0)):
-        if number is not None and number < least:
-            raise ConfigurationError(f"--{option} is {number}: give {least} or more")
-    if command.ray is not None:
-        return RayCluster(
-            command.ray,
-            1 if command.cpus_per_cell is None else command.cpus_per_cell,
-            1.0 if command.gpus_per_cell is None else command.gpus_per_cell,
-            command.workers,
-            command.retries,
-        )
-    for option, value in (("cpus", command.cpus_per_cell), ("gpus", command.gpus_per_cell)):
-        if value is not None:
-            raise ConfigurationError(f"--{option}-per-cell is for --ray: give that, or --workers")
-    return _local(command)
-
-
-def _local(command: Benchmark) -> LocalProcesses:
-    from firefly_cl.benchmark.environment import default_threads, physical_cores
-
-    workers = physical_cores() if command.workers is None else command.workers
-    # OMP_NUM_THREADS, where it is set, is the most that a process may have
-    cores = min(physical_cores(), default_threads() * workers)
-    return LocalProcesses(workers, cores, command.retries)
 
 
 def _make_ready(found: Sequence[Standing], out: Path, *, overwrite: bool) -> None:

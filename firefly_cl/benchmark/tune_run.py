@@ -21,12 +21,13 @@ from rich.text import Text
 
 from firefly_cl import errors
 from firefly_cl.benchmark.configuration import differences
-from firefly_cl.benchmark.executors import Executor, Job, LocalProcesses
+from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.failures import Failure, read_failure
 from firefly_cl.benchmark.folders import check_writable, finished_record
 from firefly_cl.benchmark.grid import GridCell, read_grid, read_tables
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.grid_run import OUT
+from firefly_cl.benchmark.placement import executor_of
 from firefly_cl.benchmark.plan import check_data_dir, parse_names, parse_seeds
 from firefly_cl.benchmark.quantities import percent
 from firefly_cl.benchmark.records import FILE_NAME, Record, read_record, write_atomic
@@ -92,7 +93,7 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
         sampler_seed=command.sampler_seed,
         out=command.out,
     )
-    executor = executor or _local(command, len(searches) * len(seeds))
+    executor = executor or executor_of(command, len(searches) * len(seeds))
     check_writable(command.out)
     found = [_found(search, overwrite=command.overwrite) for search in searches]
     left = [p for p in found if any(n not in p.trials for n in range(command.trials))]
@@ -117,17 +118,6 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
         tuned = None if written is None else str(written)
         print(json.dumps({"out": str(command.out), "tuned": tuned, "searches": told}))
     return 0 if written is not None and all(best(p.first(command.trials)) for p in found) else 1
-
-
-def _local(command: Tune, most: int) -> LocalProcesses:
-    from firefly_cl.benchmark.environment import default_threads, physical_cores
-
-    workers = physical_cores() if command.workers is None else command.workers
-    for option, number, least in (("workers", workers, 1), ("retries", command.retries, 0)):
-        if number < least:
-            raise ConfigurationError(f"--{option} is {number}: give {least} or more")
-    cores = min(physical_cores(), default_threads() * workers)
-    return LocalProcesses(min(workers, most), cores, command.retries)
 
 
 def _found(search: Search, *, overwrite: bool) -> _Progress:

@@ -12,14 +12,14 @@ from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, scenario
 from rich.console import Console
 
 from firefly_cl import cli
-from firefly_cl.benchmark import grid_run
+from firefly_cl.benchmark import placement
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.ray_executor import RayCluster
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.standing import standings
-from firefly_cl.commands import Benchmark
+from firefly_cl.commands import Benchmark, Tune
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.errors import ConfigurationError, DataError
 from firefly_cl.scenarios import SCENARIOS
@@ -53,7 +53,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         Path("grid.toml").write_text(grid)
         executor = InThisProcess(stop_after)
         with monkeypatch.context() as patch:
-            patch.setattr(grid_run, "LocalProcesses", lambda *a: executor)
+            patch.setattr(placement, "LocalProcesses", lambda *a: executor)
             code = cli.execute(cli._parse(["benchmark", "grid.toml", *arguments]))
         return code, executor.jobs
 
@@ -249,11 +249,12 @@ def test_workers_share_the_cores_and_heed_what_the_user_set(monkeypatch: pytest.
     monkeypatch.setattr("firefly_cl.benchmark.environment.physical_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS")
     for workers, threads in ((None, 1), (3, 2), (1, 8), (16, 1)):
-        assert grid_run._local(Benchmark(Path("g"), workers=workers)).threads == threads
-    assert grid_run._local(Benchmark(Path("g"))).workers == 8
+        assert placement.executor_of(Benchmark(Path("g"), workers=workers)).threads == threads
+    assert placement.executor_of(Benchmark(Path("g"))).workers == 8
+    assert placement.executor_of(Tune(Path("g")), 3).workers == 3  # no more than there are trials
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     for workers, threads in ((1, 2), (4, 2), (8, 1)):
-        assert grid_run._local(Benchmark(Path("g"), workers=workers)).threads == threads
+        assert placement.executor_of(Benchmark(Path("g"), workers=workers)).threads == threads
 
 
 def test_ray_gets_what_the_options_say(monkeypatch: pytest.MonkeyPatch):
@@ -263,9 +264,12 @@ def test_ray_gets_what_the_options_say(monkeypatch: pytest.MonkeyPatch):
         "--workers 3 --retries 1".split()
     )
     assert isinstance(asked, Benchmark)
-    assert grid_run._executor(asked) == RayCluster("head:6379", 2, 0.25, 3, 1)
+    assert placement.executor_of(asked) == RayCluster("head:6379", 2, 0.25, 3, 1)
     plain = Benchmark(Path("g"), ray="auto")
-    assert grid_run._executor(plain) == RayCluster("auto", 1, 1.0, None, 2)
+    assert placement.executor_of(plain) == RayCluster("auto", 1, 1.0, None, 2)
+    search = cli._parse("tune g --ray auto --cpus-per-cell 2".split())
+    assert isinstance(search, Tune)
+    assert placement.executor_of(search, 20) == RayCluster("auto", 2, 1.0, None, 2)
 
 
 def test_the_live_display_fits_80_columns(tmp_path: Path):

@@ -11,7 +11,7 @@ import pytest
 from benchmark_fakes import InThisProcess, Sealed
 
 from firefly_cl import cli
-from firefly_cl.benchmark import grid_run, tune_run
+from firefly_cl.benchmark import placement
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.scenarios import SCENARIOS
 
@@ -34,7 +34,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def tune(monkeypatch: pytest.MonkeyPatch, *arguments: str, stop_after: int | None = None) -> int:
     with monkeypatch.context() as patch:
-        patch.setattr(tune_run, "LocalProcesses", lambda *a: InThisProcess(stop_after))
+        patch.setattr(placement, "LocalProcesses", lambda *a: InThisProcess(stop_after))
         return cli.execute(cli._parse(["tune", "grid.toml", "--tasks", "2", *arguments]))
 
 
@@ -59,7 +59,7 @@ def test_the_search_is_sealed_found_again_and_runs(monkeypatch: pytest.MonkeyPat
     assert {settings["options.ewc_lambda"] for settings, _ in scores("whole")[:2]} > {10.0}
     tuned = Path("whole/tuned.toml")
     tuned.write_text(f"tasks = 1\n{tuned.read_text()}")  # a task is enough here
-    monkeypatch.setattr(grid_run, "LocalProcesses", lambda *a: InThisProcess())
+    monkeypatch.setattr(placement, "LocalProcesses", lambda *a: InThisProcess())
     assert cli.execute(cli._parse(["benchmark", str(tuned)])) == 0
     for strategy in ("ewc", "replay"):
         assert read_record(Path(f"runs-tuned/split-digits/{strategy}-seed0")).finished

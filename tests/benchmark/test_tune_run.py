@@ -15,7 +15,7 @@ from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, Sealed, s
 from torch import Tensor
 
 from firefly_cl import cli
-from firefly_cl.benchmark import grid_run, tune_run
+from firefly_cl.benchmark import placement
 from firefly_cl.benchmark.executors import Hear, Job, News
 from firefly_cl.benchmark.failures import Failure, write_failure
 from firefly_cl.benchmark.grid import read_grid
@@ -90,7 +90,7 @@ def tune(monkeypatch: pytest.MonkeyPatch) -> Tune:
         Path("grid.toml").write_text(grid)
         executor = executor or InThisProcess()
         with monkeypatch.context() as patch:
-            patch.setattr(tune_run, "LocalProcesses", lambda *a: executor)
+            patch.setattr(placement, "LocalProcesses", lambda *a: executor)
             command = ["tune", "grid.toml", "--trials", "4", "--tasks", "2", *arguments]
             code = cli.execute(cli._parse(command))
         return code, executor.jobs
@@ -359,7 +359,7 @@ def test_the_chosen_grid_runs_as_it_is(
 ) -> None:
     tune()
     monkeypatch.setitem(SCENARIOS._objects, "fake", lambda options: scenario())
-    monkeypatch.setattr(grid_run, "LocalProcesses", lambda *a: InThisProcess())
+    monkeypatch.setattr(placement, "LocalProcesses", lambda *a: InThisProcess())
     assert cli.execute(cli._parse(["benchmark", str(tuned())])) == 0
     assert read_record(Path("runs-tuned/fake/sprung-seed3")).finished
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from firefly_cl.errors import ConfigurationError, UnknownName
+from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.zoo import BACKBONES
 
 NAMES = BACKBONES.names()
@@ -93,7 +95,7 @@ def test_constant_width_is_the_width_of_every_layer_but_the_head(name):
 def test_width_scales_every_layer(name):
     whole = [layer.weight.shape[0] for layer in layers(build(name))[:-1]]
     half = [layer.weight.shape[0] for layer in layers(build(name, width=0.5))[:-1]]
-    assert half == [units // 2 for units in whole]
+    assert half == [round(units / 2) for units in whole]
     assert {layer.weight.shape[0] for layer in layers(build(name, width=1e-6))[:-1]} == {4}
 
 
@@ -107,10 +109,31 @@ def test_a_layer_before_a_norm_has_no_bias_and_no_relu_is_in_place(name):
 
 @pytest.mark.parametrize(
     "name, depth",
-    [("mlp", 3), ("vgg11", 9), ("vgg16", 14), ("vgg19", 17), ("resnet9", 9), ("mobilenetv1", 28)],
+    [
+        ("mlp", 3),
+        ("vgg11", 9),
+        ("vgg16", 14),
+        ("vgg19", 17),
+        ("resnet9", 9),
+        ("pyramid9", 9),
+        ("mobilenetv1", 28),
+    ],
 )
 def test_depth_in_layers(name, depth):
     assert len(layers(build(name, constant_width=4))) == depth
+
+
+def test_pyramid9_is_a_resnet9_with_less_than_half_the_weights_for_as_many_operations():
+    sizes = {}
+    for name, width in (("resnet9", 0.25), ("pyramid9", 0.375)):
+        model = build(name, width=width)
+        net = FireflyNet.from_module(model, torch.zeros(2, 3, 32, 32))
+        sizes[name] = floats(net), flops(net)
+        steps = [b.out_channels - a.out_channels for a, b in pairwise(layers(model)[:-1])]
+        if name == "pyramid9":
+            assert [step for step in steps if step] == [16, 16, 16]
+    assert sizes["pyramid9"][0] < 0.5 * sizes["resnet9"][0]
+    assert sizes["pyramid9"][1] < 1.1 * sizes["resnet9"][1]
 
 
 def test_resnet18_has_18_layers_besides_the_three_projections():

@@ -6,8 +6,9 @@ Growing Neural Networks", arXiv 2102.08574.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,7 +73,7 @@ class Firefly:
     reach: float = 0.1
     steps: int = 8
     step_size: float = 0.05
-    path_points: int = 3
+    path_points: int = 1
     score_batches: int = 8
     halvings: int = 6
     returns: float = 8.0
@@ -111,11 +112,12 @@ class Firefly:
             }
             held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
             self.search(net, candidates, rest, loss, autocast)
-            _set_gates(candidates, lambda *candidate: 0.0)
+            for _, gate in _gates(candidates):
+                gate.zero_()
             scored = self.score(net, candidates, held, loss, costs)
             order = by_worth(scored, room, self.returns)
             kept = take(order, budget, room, lambda more: step_cost(net, more, budget))
-            reach = self.settle(net, candidates, kept, held, loss)
+            reach = self.settle(net, candidates, kept, held, loss) if kept else self.reach
             kept = [replace(c, gain=self._promise(c, reach)) for c in kept]
             return Growth(commit(net, candidates, kept, reach), kept, scored)
 
@@ -230,21 +232,16 @@ class Firefly:
         """Step 3: the reach, by halving, at which the winners lower the loss the most.
 
         Each was scored for itself. Those of one space went down the same slope, and small steps
-        in one direction may add up to one that is too long.
+        in one direction may add up to one that is too long. Copies of `net` are grown to see.
         """
-        signs = {(c.space, c.kind, c.unit): c.sign for c in kept}
         losses = []
-        for gate in (self.reach * 0.5**n for n in range(self.halvings + 1)):
-            _set_gates(candidates, lambda *which, gate=gate: gate * signs.get(which, 0.0))
-            losses.append((self._scored_loss(net, candidates, batches, loss), gate))
+        for reach in (self.reach * 0.5**n for n in range(self.halvings + 1)):
+            grown = copy.deepcopy(net)
+            commit(grown, candidates, kept, reach)
+            with torch.no_grad():
+                total = sum(float(finite(loss(grown, batch))) for batch in batches)
+            losses.append((total, reach))
         return min(losses)[1]
-
-    @torch.no_grad()
-    def _scored_loss(
-        self, net: FireflyNet, candidates: Candidates, batches: Sequence[Any], loss: Loss
-    ) -> float:
-        scored = batches[: self.score_batches]
-        return sum(float(self._loss(net, candidates, b, loss, free=False)) for b in scored)
 
     def _loss(
         self,
@@ -253,15 +250,14 @@ class Firefly:
         batch: Any,
         loss: Loss,
         fraction: float | None = None,
-        free: bool = True,
     ) -> Tensor:
         """The loss beside the network; gates are free, and directions where no path is followed."""
         for each in candidates.values():
             for directions in each.searched():
                 for value in directions.values:
-                    value.requires_grad_(free and fraction is None)
+                    value.requires_grad_(fraction is None)
             for gate in each.gates():
-                gate.requires_grad_(free)
+                gate.requires_grad_(True)
 
         def model(x: Tensor) -> Tensor:
             return CandidateExecution(net, candidates, fraction, self.reach).run(x)
@@ -283,14 +279,6 @@ def _batch_size(batch: Any) -> int:
     """Images in a batch: the length of its first tensor."""
     parts = batch if isinstance(batch, (tuple, list)) else [batch]
     return next((len(part) for part in parts if isinstance(part, Tensor) and part.dim()), 1)
-
-
-@torch.no_grad()
-def _set_gates(candidates: Candidates, value: Callable[[str, str, int], float]) -> None:
-    """Set each gate to `value` of its space, kind and unit."""
-    for name, each in candidates.items():
-        for (kind, units), gate in zip(each.kinds().items(), each.gates(), strict=True):
-            gate.copy_(torch.tensor([value(name, kind, unit) for unit in units]))
 
 
 def _gates(candidates: Candidates) -> list[tuple[str, Tensor]]:

@@ -11,11 +11,7 @@ from firefly_cl.growth.firefly import Firefly
 @CRITERIA.register("firefly-new")
 @dataclass(frozen=True)
 class FireflyNew(Firefly):
-    """Firefly (Wu et al. 2020, arXiv 2102.08574) whose only candidates are new units.
-
-    path_points: one is enough, a new unit's slope is the same along its whole path.
-    """
+    """Firefly (Wu et al. 2020, arXiv 2102.08574) whose only candidates are new units."""
 
     copies: int = 0
     splits: bool = False
-    path_points: int = 1

@@ -15,7 +15,6 @@ from firefly_cl.growth.candidates import join_places, part_places, propose
 from firefly_cl.growth.commit import commit
 from firefly_cl.growth.criterion import Model
 from firefly_cl.growth.execution import CandidateExecution
-from firefly_cl.growth.firefly import _set_gates
 from firefly_cl.growth.linear_response import incoming_size, outgoing_size, response_matrix
 from firefly_cl.growth.splitting import Splitting
 from firefly_cl.growth.surroundings import Surroundings
@@ -82,8 +81,11 @@ def test_what_is_committed_is_what_was_run(tasks: int, space: str, kinds: tuple[
     if not chosen:
         assert tasks == 1 and kinds == ("unlock",)
         return
-    signs = {(c.space, c.kind, c.unit): c.sign for c in chosen}
-    _set_gates(candidates, lambda *which: reach * signs.get(which, 0.0))
+    for candidate in chosen:
+        each = candidates[candidate.space]
+        for (kind, units), gate in zip(each.kinds().items(), each.gates(), strict=True):
+            if kind == candidate.kind:
+                gate[list(units).index(candidate.unit)] = torch.tensor(reach * candidate.sign)
     with torch.no_grad():
         expected = CandidateExecution(net, candidates).run(x)
         before = answers(net, x)

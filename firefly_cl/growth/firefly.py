@@ -229,19 +229,21 @@ class Firefly:
         batches: Sequence[Any],
         loss: Loss,
     ) -> float:
-        """Step 3: the reach, by halving, at which the winners lower the loss the most.
+        """Step 3: the reach, halved as long as the winners then lower the loss further.
 
         Each was scored for itself. Those of one space went down the same slope, and small steps
         in one direction may add up to one that is too long. Copies of `net` are grown to see.
         """
-        losses = []
+        least, best = math.inf, self.reach
         for reach in (self.reach * 0.5**n for n in range(self.halvings + 1)):
             grown = copy.deepcopy(net)
             commit(grown, candidates, kept, reach)
             with torch.no_grad():
-                total = sum(float(finite(loss(grown, batch))) for batch in batches)
-            losses.append((total, reach))
-        return min(losses)[1]
+                found = sum(float(finite(loss(grown, batch))) for batch in batches)
+            if found > least:
+                break
+            least, best = found, reach
+        return best
 
     def _loss(
         self,

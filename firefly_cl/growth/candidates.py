@@ -69,13 +69,14 @@ class SpaceCandidates:
     original_norms: dict[str, Statistics]
     statistics: dict[str, Statistics]
 
-    def searched(self) -> list[Directions]:
-        """What a search moves: d of splits and copies; u and v of new units."""
+    def searched(self, incoming: bool = True) -> list[Directions]:
+        """What a search can move: d of splits and copies, v of new units, and u if `incoming`."""
         moving = self.splits + len(self.copies)
+        rows = Directions(list(self.incoming.values()), 0, self.news, self.row_length, True)
         return [
             Directions(list(self.directions.values()), 0, moving, self.row_length),
-            Directions(list(self.incoming.values()), 0, self.news, self.row_length, True),
             Directions(list(self.outgoing.values()), 1, self.news, self.column_length, True),
+            *([rows] if incoming else []),
         ]
 
     def gates(self) -> list[Tensor]:
@@ -111,13 +112,11 @@ class LayerCandidates:
     hidden_gates: Tensor
     statistics: Statistics | None = None
 
-    def searched(self) -> list[Directions]:
-        """What a search moves: u and v of the hidden units, as of new ones."""
+    def searched(self, incoming: bool = True) -> list[Directions]:
+        """What a search can move: v of the hidden units, and u if `incoming`."""
         hidden = len(self.hidden_gates)
-        return [
-            Directions([self.incoming], 0, hidden, math.sqrt(2.0), True),
-            Directions([self.outgoing], 1, hidden, 1.0, True),
-        ]
+        rows = Directions([self.incoming], 0, hidden, math.sqrt(2.0), True)
+        return [Directions([self.outgoing], 1, hidden, 1.0, True), *([rows] if incoming else [])]
 
     def gates(self) -> list[Tensor]:
         """The gates of the hidden units."""

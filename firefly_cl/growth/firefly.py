@@ -59,7 +59,8 @@ class Firefly:
     news: new candidates in each space. copies: older units tried as unlocked copies in each.
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
     reach: eps, the size of a committed gate, as a share of the weights of the task's own units
-    there. steps, step_size: of the search for directions, as a share of these. path_points: n of
+    there. steps, step_size: of the search for directions, as a share of these. incoming: whether
+    the search also moves the incoming weights u of new and hidden units. path_points: n of
     the mean score along a gate's path. score_batches: the first so many of the batches, which the
     score is averaged over; directions are searched on the others. halvings: how often the gates
     of all winners may be halved to lower the loss the most. returns: how fast further units of
@@ -73,6 +74,7 @@ class Firefly:
     reach: float = 0.1
     steps: int = 8
     step_size: float = 0.05
+    incoming: bool = False
     path_points: int = 1
     score_batches: int = 8
     halvings: int = 6
@@ -136,7 +138,7 @@ class Firefly:
         move by a fixed step and stay so small that all together are no further from the network
         than one at `reach`.
         """
-        searched = [found for each in candidates.values() for found in each.searched()]
+        searched = [d for each in candidates.values() for d in each.searched(self.incoming)]
         values = [value for directions in searched for value in directions.values]
         gates = _gates(candidates)
         reach = self.reach / math.sqrt(max(sum(len(gate) for _, gate in gates), 1))
@@ -255,7 +257,7 @@ class Firefly:
     ) -> Tensor:
         """The loss beside the network; gates are free, and directions where no path is followed."""
         for each in candidates.values():
-            for directions in each.searched():
+            for directions in each.searched(self.incoming):
                 for value in directions.values:
                     value.requires_grad_(fraction is None)
             for gate in each.gates():

@@ -280,7 +280,9 @@ def test_new_units_do_not_end_up_as_one_unit(name: str) -> None:
     net = net_of(name)
     begin(net, widths=4)
     candidates = propose(net, net.growable_spaces(), 4, 0, seeded())
-    Firefly(news=4, steps=8, step_size=0.5).search(net, candidates, [batch_for(net)], loss)
+    Firefly(news=4, steps=8, step_size=0.5, incoming=True).search(
+        net, candidates, [batch_for(net)], loss
+    )
     compared = 0
     for each in candidates.values():
         for values, dim, units, length, orthogonal in each.searched():

@@ -128,7 +128,7 @@ class Summary:
             percent_over([record.average_accuracy for record in self.records]),
             count(self.mean("parameters")),
             count(self.flops()),
-            f"{100 * obtained / predicted:.0f}" if predicted > 0 else "-",
+            f"{round(100 * obtained / predicted)}" if predicted > 0 else "-",
             duration(spent / len(events)) if events else "-",
             duration(self.seconds()),
         )

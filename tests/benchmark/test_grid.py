@@ -226,7 +226,8 @@ def test_configurations_have_one_digest_where_they_do_not_differ():
     assert len({cell.digest(), *(other.digest() for other in others)}) == 5
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml"))
+GRIDS = Path(__file__).parents[2] / "benchmarks"
+SHIPPED = [GRIDS / name for name in ("split_cifar100.toml", "split_digits.toml")]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -243,8 +244,22 @@ def test_shipped_grids_compare_firefly_with_baselines(path: Path):
         assert growth == [None, "uniform"] * len(seeds)
 
 
-def test_there_are_shipped_grids():
-    assert [path.name for path in SHIPPED] == ["split_cifar100.toml", "split_digits.toml"]
+def test_ablations_read_no_test_image_and_none_is_like_another():
+    grid = read_grid(GRIDS / "ablations.toml")
+    assert grid.out is not None and grid.out.parts[0] == "runs"
+    cells = grid.cells()  # raises where two are one
+    assert {found.cell.evaluate_on for found in cells} == {"validation"}
+    assert {found.cell.seed for found in cells} == {0, 1, 2}
+
+
+def test_every_grid_that_is_shipped_is_tested():
+    assert {path.name for path in GRIDS.glob("*.toml")} == {
+        "ablations.toml",
+        *(path.name for path in SHIPPED),
+    }
+
+
+def test_the_large_grid_has_both_protocols_and_three_seeds():
     cells = read_grid(SHIPPED[0]).cells()
     assert {(found.scenario, found.cell.scenario, found.cell.seed) for found in cells} == {
         (name, scenario, seed)

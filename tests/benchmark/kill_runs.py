@@ -104,7 +104,8 @@ def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
             while not finished(killed):
                 # of every other run, snapshots are kept inside tasks: after each epoch
                 process = child(cell, killed, silent, save_every=1e-9 * (attempt % 2))
-                if left and kill(process, cell, killed, draw, a_task):
+                here = left == 1 and attempt % 2 == 1  # chance alone may miss all of them
+                if left and kill(process, cell, killed, draw, a_task, here):
                     left -= 1
                     ended[cell.strategy].append(tasks_in(killed))
                     inside += (killed / SNAPSHOT_NAME).exists()
@@ -117,11 +118,21 @@ def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
     return {"ended": ended, "inside": inside, "runs": runs}
 
 
-def kill(process: int, cell: Cell, folder: Path, draw: random.Random, a_task: float) -> bool:
-    """Kill a run in its next task or in the one behind; False if it came to its end before."""
+def kill(
+    process: int, cell: Cell, folder: Path, draw: random.Random, a_task: float, inside: bool
+) -> bool:
+    """Kill a run in its next task or in the one behind; False if it came to its end before.
+
+    inside: as soon as there is a snapshot inside a task.
+    """
     task = min(tasks_in(folder) + draw.randrange(2), (cell.tasks or 1) - 1)
-    moment = draw.uniform(0.0, a_task)
-    while tasks_in(folder) < task and not os.waitid(os.P_PID, process, ENDED | os.WNOHANG):
+    moment = 0.0 if inside else draw.uniform(0.0, a_task)
+
+    def waits() -> bool:
+        early = not (folder / SNAPSHOT_NAME).exists() if inside else tasks_in(folder) < task
+        return early and not os.waitid(os.P_PID, process, ENDED | os.WNOHANG)
+
+    while waits():
         time.sleep(0.002)
     time.sleep(moment)
     os.kill(process, signal.SIGKILL)

@@ -63,8 +63,8 @@ class Firefly:
     the search also moves the incoming weights u of new and hidden units. path_points: n of
     the mean score along a gate's path. score_batches: the first so many of the batches, which the
     score is averaged over; directions are searched on the others. halvings: how often the gates
-    of all winners may be halved to lower the loss the most. returns: how fast further units of
-    one layer lose worth (`by_worth`).
+    of all winners may be halved, as long as that lowers the loss. returns: how fast further units
+    of one layer lose worth (`by_worth`).
     """
 
     news: int = 16

@@ -75,7 +75,9 @@ def test_impossible_values_are_named(wrong: dict[str, Any]) -> None:
 
 def test_precision_obeys_the_recipe() -> None:
     cpu = torch.device("cpu")
-    assert Precision.of(Recipe(precision="float32"), cpu) == Precision(None, False)
+    assert Precision.of(Recipe(precision="float32"), cpu) == Precision(None, True)
+    gpu = torch.device("meta")  # stands for any device that is no CPU
+    assert Precision.of(Recipe(precision="float32"), gpu) == Precision(None, False)
     forced = Precision.of(Recipe(precision="bfloat16", channels_last=False), cpu)
     assert forced == Precision(torch.bfloat16, False)
     with forced.forward(cpu):

@@ -94,7 +94,6 @@ class Exemplars:
             shuffle=True,
             generator=torch.Generator().manual_seed(seed),
             device=setup.device,
-            channels_last=Precision.of(recipe, setup.device).channels_last,
         )
         while True:
             for x, chosen, _ in batches:

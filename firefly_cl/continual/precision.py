@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from firefly_cl.continual.recipe import Recipe
+from firefly_cl.network.layers import overruns
 
 
 @lru_cache(maxsize=8)
@@ -49,6 +50,18 @@ class Precision:
         last = device.type == "cpu" or (half and fast)
         layout = last if recipe.channels_last is None else recipe.channels_last
         return cls(torch.bfloat16 if half else None, layout)
+
+    def safe_for(self, model: nn.Module) -> Precision:
+        """The same, or plain layout where a convolution of `model` needs it (`overruns`).
+
+        Also where training is in bfloat16: importances are measured in float32.
+        """
+        plainly = any(
+            overruns(part.kernel_size, part.stride, part.in_channels)
+            for part in model.modules()
+            if isinstance(part, nn.Conv2d) and part.weight.device.type == "cpu"
+        )
+        return replace(self, channels_last=False) if plainly else self
 
     @contextmanager
     def forward(self, device: torch.device) -> Iterator[None]:

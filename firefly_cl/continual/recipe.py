@@ -19,11 +19,12 @@ class Recipe:
 
     `learning_rate` is the peak of the schedule; `mixup` is the parameter of the beta
     distribution (0: off), `cutmix` the share of the batches that are mixed by CutMix instead
-    (batches of images only); `channels_last` None lets the hardware decide. `mirrored` answers by
-    the mean of the logits of an image and its mirror image, where the scenario's images may be
-    mirrored: twice the operations, counted. A head that reads n
-    features learns at `head_rate` / n of the rate, at most at the rate itself: without a norm
-    behind it, its steps grow with the square of what it reads.
+    (batches of images only); `channels_last` None lets the hardware decide, and is overruled
+    where a model needs the plain layout (`Precision.safe_for`). `mirrored` answers by the mean of
+    the logits of an image and its mirror image, where the scenario's images may be mirrored: twice
+    the operations, counted. A head that reads n features learns at `head_rate` / n of the rate, at
+    most at the rate itself: without a norm behind it, its steps grow with the square of what it
+    reads.
     Raises ConfigurationError where a value cannot work.
     """
 

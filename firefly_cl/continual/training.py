@@ -102,7 +102,7 @@ class TrainingPlugin(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Prepare loader, epochs, schedule, optimizer, criterion and precision."""
         self.task = _number(strategy)
-        precision = Precision.of(self.recipe, strategy.device)
+        precision = Precision.of(self.recipe, strategy.device).safe_for(strategy.model)
         strategy.dataloader = self._training_loader(strategy, precision)
         strategy.train_epochs = self.recipe.epochs
         self.start_schedule(self.recipe.epochs * len(strategy.dataloader))

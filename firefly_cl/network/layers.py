@@ -20,6 +20,15 @@ UnitsOf = Callable[[int], Selection]
 """Some units for each owner: its own, or those that its rows read (selected older ones, own)."""
 
 
+def overruns(kernel: Iterable[int], stride: Iterable[int], channels: int) -> bool:
+    """Whether oneDNN may write past its buffers in a convolution of channels_last images.
+
+    In float32 on CPUs the gradient of a strided pointwise convolution of fewer channels than its
+    blocks have is wrong, or crashes (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return channels < 16 and set(kernel) == {1} and max(stride) > 1
+
+
 class Block(nn.Module):
     """The rows of one layer that one task owns.
 
@@ -103,8 +112,12 @@ class GrowableLayer(nn.Module):
             return F.linear(x, weight, bias)
         groups = x.shape[1] // weight.shape[1] if self.per_unit else 1
         padding = self.padding if isinstance(self.padding, str) else list(self.padding)
+        on_cpu, padded = x.device.type == "cpu", not isinstance(padding, str) and any(padding)
+        if on_cpu and not padded and overruns(self.kernel, self.stride, x.shape[1]):
+            x = x[..., :: self.stride[0], :: self.stride[1]]
+            return F.conv2d(x, weight, bias, groups=groups)
         # On a CPU, gradients of a strided depthwise convolution take ten times as long in bfloat16.
-        slow = self.per_unit and max(self.stride) > 1 and x.device.type == "cpu"
+        slow = self.per_unit and max(self.stride) > 1 and on_cpu
         if slow and torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")  # frozen weights are rounded already
             x, weight = x.to(dtype).float(), weight.to(dtype).float()

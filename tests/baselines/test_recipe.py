@@ -85,6 +85,15 @@ def test_precision_obeys_the_recipe() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_a_model_that_needs_it_keeps_its_plain_layout() -> None:
+    cpu = Precision.of(Recipe(precision="float32"), torch.device("cpu"))
+    for channels, stride, kernel, last in [(4, 2, 1, False), (4, 1, 1, True), (4, 2, 3, True)]:
+        model = torch.nn.Sequential(torch.nn.Conv2d(channels, 8, kernel, stride))
+        assert cpu.safe_for(model).channels_last is last
+    wide = torch.nn.Conv2d(64, 8, 1, 2)
+    assert cpu.safe_for(wide) == cpu
+
+
 def test_layout_returns_to_canonical_strides_with_equal_weights() -> None:
     model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 1), torch.nn.Conv2d(6, 4, 3))
     before = {name: values.clone() for name, values in model.state_dict().items()}

@@ -1,7 +1,8 @@
-"""Under autocast, layers work in bfloat16, but for one kind whose gradients are slow in it."""
+"""What layers do where a kernel is slow or wrong: in bfloat16, and with channels last."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -35,3 +36,30 @@ def test_a_strided_depthwise_convolution_works_in_single_precision() -> None:
     exact = F.conv2d(x.float(), rounded.float(), shift.float(), 2, 1, 1, 4)
     assert torch.equal(found, exact.bfloat16())
     assert torch.equal(found, frozen)
+
+
+def gradients(channels: int, layout: torch.memory_format) -> list[torch.Tensor]:
+    """Of a network with a strided pointwise convolution of so many channels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1),
+        nn.Conv2d(channels, 9, 1, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(9, 2),
+    )
+    net = FireflyNet.from_module(model, torch.zeros(2, 3, 8, 8)).to(memory_format=layout)
+    x = torch.randn(64, 3, 8, 8).contiguous(memory_format=layout)
+    F.cross_entropy(net(x), torch.arange(64) % 2).backward()
+    return [value.grad.contiguous() for value in net.parameters() if value.grad is not None]
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5, 12, 16])
+def test_strided_pointwise_convolutions_are_right_with_channels_last(channels: int) -> None:
+    """oneDNN writes past its buffers there where a layer has fewer channels than its blocks."""
+    for found, exact in zip(
+        gradients(channels, torch.channels_last),
+        gradients(channels, torch.contiguous_format),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, exact)

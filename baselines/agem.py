@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
@@ -22,17 +23,19 @@ from firefly_cl.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class AgemOptions:
+class AgemOptions(HeadOptions):
     """Images kept in total, equally many of each task, and how many of them make a reference.
 
     64 remembered images a step cost what replay costs; the paper takes 256 (MNIST) and more.
+    `head`: see HeadOptions.
     """
 
     mem_size: int = 2000
     sample_size: int = 64
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check all."""
+        super().__post_init__()
         check_mem_size(self.mem_size)
         if self.sample_size < 2:
             raise ConfigurationError(f"sample_size is {self.sample_size}: draw at least 2 images")
@@ -61,8 +64,8 @@ class ProjectionPlugin(RehearsalPlugin):
 
 @STRATEGIES.register("agem", options=AgemOptions)
 def agem(setup: Setup) -> ResumableLearner:
-    """Averaged gradient episodic memory; options mem_size and sample_size."""
+    """Averaged gradient episodic memory; options mem_size, sample_size and head."""
     options = read_options(setup.options, AgemOptions)
     exemplars = Exemplars(options.mem_size, "task")
     plugin = ProjectionPlugin(setup, exemplars, options.sample_size)
-    return ResumableLearner(setup, [plugin], exemplars)
+    return ResumableLearner(setup, [plugin], exemplars, head=options.head)

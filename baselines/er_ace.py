@@ -3,9 +3,9 @@
 Paper: Caccia et al. 2022, "New Insights on Reducing Abrupt Representation Change in Online
 Continual Learning", arXiv 2104.05025, eq. 3. The loss of new images counts only classes that are
 in their batch, the one of remembered images all classes of their heads; the mean of both. With
-one head a task, new images cannot push older classes away in any case, so little is left of the
-method's gain over replay. Where images are mixed, both labels of a mixed image are in its batch.
-Unlike Avalanche's, the memory holds older tasks alone.
+several heads, new images cannot push older classes away in any case, so little is left of the
+method's gain over replay: the paper has a single one. Where images are mixed, both labels of a
+mixed image are in its batch. Unlike Avalanche's, the memory holds older tasks alone.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from typing import Any
 import torch
 
 from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 
 
 @dataclass(frozen=True)
-class ErAceOptions:
-    """Images kept in total, as in replay."""
+class ErAceOptions(HeadOptions):
+    """Images kept in total, as in replay; `head`: see HeadOptions."""
 
     mem_size: int = 2000
 
     def __post_init__(self) -> None:
-        """Check it."""
+        """Check both."""
+        super().__post_init__()
         check_mem_size(self.mem_size)
 
 
@@ -52,7 +54,9 @@ class AsymmetricPlugin(RehearsalPlugin):
 
 @STRATEGIES.register("er-ace", options=ErAceOptions)
 def er_ace(setup: Setup) -> ResumableLearner:
-    """Experience replay with asymmetric cross-entropy; option mem_size."""
+    """Experience replay with asymmetric cross-entropy; options mem_size and head."""
     options = read_options(setup.options, ErAceOptions)
     exemplars = Exemplars(options.mem_size, "class")
-    return ResumableLearner(setup, [AsymmetricPlugin(setup, exemplars)], exemplars)
+    return ResumableLearner(
+        setup, [AsymmetricPlugin(setup, exemplars)], exemplars, head=options.head
+    )

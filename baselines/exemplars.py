@@ -170,7 +170,10 @@ def check_mem_size(mem_size: int) -> None:
 
 
 def _stack(held: Tensor, new: Tensor) -> Tensor:
-    """Rows of both, the narrower filled up with zeros."""
+    """Rows of both, the narrower filled up with minus infinity: no logit."""
     width = max(held.shape[1], new.shape[1])
-    rows = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in (held, new)]
+    rows = [
+        torch.nn.functional.pad(part, (0, width - part.shape[1]), value=-torch.inf)
+        for part in (held, new)
+    ]
     return torch.cat(rows)

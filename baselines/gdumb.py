@@ -15,7 +15,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import nn
 
 from firefly_cl.baselines.exemplars import Exemplars, check_mem_size
-from firefly_cl.baselines.multihead import MultiHead, make_strategy
+from firefly_cl.baselines.multihead import HeadOptions, make_strategy
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
@@ -24,13 +24,14 @@ from firefly_cl.scenarios.stream import dataset_of
 
 
 @dataclass(frozen=True)
-class GdumbOptions:
-    """Images kept in total, as in replay."""
+class GdumbOptions(HeadOptions):
+    """Images kept in total, as in replay; `head`: see HeadOptions."""
 
     mem_size: int = 2000
 
     def __post_init__(self) -> None:
-        """Check it."""
+        """Check both."""
+        super().__post_init__()
         check_mem_size(self.mem_size)
 
 
@@ -51,14 +52,14 @@ class MemoryAlonePlugin(SupervisedPlugin):
 class GdumbLearner(ResumableLearner):
     """A multi-head network that every experience starts anew."""
 
-    def __init__(self, setup: Setup, exemplars: Exemplars) -> None:
-        super().__init__(setup, [MemoryAlonePlugin(exemplars)], exemplars)
+    def __init__(self, setup: Setup, exemplars: Exemplars, head: str) -> None:
+        super().__init__(setup, [MemoryAlonePlugin(exemplars)], exemplars, head=head)
 
     def train(self, experience: Any) -> None:
         """Train a new network on the memory; raises DivergenceError or DataError."""
         older = self.net.heads
         self.net = self.blueprint.build(self.setup.seed)
-        self.model = MultiHead(self.net, self.setup.seed)
+        self.model = self.headed_model()
         for task, head in older.items():
             self.model.add_head(int(task), cast(nn.Linear, head).out_features)
         self.strategy = make_strategy(self.setup, self.model, self._plugins)
@@ -67,6 +68,6 @@ class GdumbLearner(ResumableLearner):
 
 @STRATEGIES.register("gdumb", options=GdumbOptions)
 def gdumb(setup: Setup) -> GdumbLearner:
-    """GDumb; option mem_size."""
+    """GDumb; options mem_size and head."""
     options = read_options(setup.options, GdumbOptions)
-    return GdumbLearner(setup, Exemplars(options.mem_size, "class"))
+    return GdumbLearner(setup, Exemplars(options.mem_size, "class"), options.head)

@@ -21,6 +21,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
@@ -29,11 +30,12 @@ from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
-class GemOptions:
+class GemOptions(HeadOptions):
     """Images kept in total, how many of each task make its reference, and the paper's gamma.
 
     memory_strength = 0.5 is the paper's: each violated constraint is overshot by that share of
     the task's own gradient. The paper takes all of a task's remembered images in every step.
+    `head`: see HeadOptions.
     """
 
     mem_size: int = 2000
@@ -42,6 +44,7 @@ class GemOptions:
 
     def __post_init__(self) -> None:
         """Check all."""
+        super().__post_init__()
         check_mem_size(self.mem_size)
         if self.sample_size < 2:
             raise ConfigurationError(f"sample_size is {self.sample_size}: draw at least 2 images")
@@ -118,7 +121,8 @@ def _flat(weights: list[Tensor], gradients: Any) -> Tensor:
 
 @STRATEGIES.register("gem", options=GemOptions)
 def gem(setup: Setup) -> ResumableLearner:
-    """Gradient episodic memory; options mem_size, sample_size and memory_strength."""
+    """Gradient episodic memory; options mem_size, sample_size, memory_strength and head."""
     options = read_options(setup.options, GemOptions)
     exemplars = Exemplars(options.mem_size, "task")
-    return ResumableLearner(setup, [ConstraintPlugin(setup, exemplars, options)], exemplars)
+    plugin = ConstraintPlugin(setup, exemplars, options)
+    return ResumableLearner(setup, [plugin], exemplars, head=options.head)

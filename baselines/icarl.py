@@ -97,9 +97,9 @@ class IcarlLearner(ResumableLearner):
 
 @STRATEGIES.register("icarl", options=IcarlOptions)
 def icarl(setup: Setup) -> IcarlLearner:
-    """iCaRL; options mem_size, alpha and temperature."""
+    """iCaRL; options mem_size, alpha, temperature and head."""
     options = read_options(setup.options, IcarlOptions)
     exemplars = Exemplars(options.mem_size, "class")
     # Distillation comes first: it reads the features that the new images have just had.
     plugins = [DistillationPlugin(options), HerdingPlugin(setup, exemplars)]
-    return IcarlLearner(setup, plugins, exemplars)
+    return IcarlLearner(setup, plugins, exemplars, head=options.head)

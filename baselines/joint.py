@@ -13,16 +13,16 @@ from typing import Any
 
 from avalanche.training.supervised import JointTraining
 
-from firefly_cl.baselines.multihead import MultiHeadLearner, train_seeded
+from firefly_cl.baselines.multihead import HeadOptions, MultiHeadLearner, train_seeded
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.learner import NoOptions, Setup, read_options
+from firefly_cl.continual.learner import Setup, read_options
 
 
 class JointLearner(MultiHeadLearner):
     """A multi-head network trained once, when all tasks have arrived."""
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup, kept=self._stored, kind=JointTraining)
+    def __init__(self, setup: Setup, head: str) -> None:
+        super().__init__(setup, kept=self._stored, kind=JointTraining, head=head)
         self.waiting: list[Any] = []
 
     def train(self, experience: Any) -> None:
@@ -40,8 +40,7 @@ class JointLearner(MultiHeadLearner):
         return sum(task.train.images.nbytes + task.train.labels.nbytes for task in seen)
 
 
-@STRATEGIES.register("joint")
+@STRATEGIES.register("joint", options=HeadOptions)
 def joint(setup: Setup) -> JointLearner:
-    """Joint training; takes no options."""
-    read_options(setup.options, NoOptions)
-    return JointLearner(setup)
+    """Joint training; option head."""
+    return JointLearner(setup, read_options(setup.options, HeadOptions).head)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from firefly_cl.baselines.headed import HeadedNet
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
@@ -30,14 +31,18 @@ from firefly_cl.search_space import Range, searched
 
 
 @dataclass(frozen=True)
-class LwfOptions:
-    """Weight of the distillation, and its temperature: the paper's 1 and 2."""
+class LwfOptions(HeadOptions):
+    """Weight of the distillation, and its temperature: the paper's 1 and 2.
+
+    `head`: see HeadOptions.
+    """
 
     alpha: float = searched(1.0, Range(0.1, 10.0, log=True))
     temperature: float = searched(2.0, Range(1.0, 5.0))
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check all."""
+        super().__post_init__()
         if not 0 <= self.alpha < float("inf"):
             raise ConfigurationError(f"alpha is {self.alpha}; it must be 0 or more")
         if not 0 < self.temperature < float("inf"):
@@ -101,6 +106,6 @@ class DistillationPlugin(Steady, SupervisedPlugin):
 
 @STRATEGIES.register("lwf", options=LwfOptions)
 def lwf(setup: Setup) -> ResumableLearner:
-    """Learning without forgetting; options alpha and temperature."""
-    plugin = DistillationPlugin(read_options(setup.options, LwfOptions))
-    return ResumableLearner(setup, [plugin])
+    """Learning without forgetting; options alpha, temperature and head."""
+    options = read_options(setup.options, LwfOptions)
+    return ResumableLearner(setup, [DistillationPlugin(options)], head=options.head)

@@ -7,6 +7,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,24 @@ from firefly_cl.scenarios import images_of
 
 NORMS = ("shared", "task")
 
+HEADS = ("multi", "single")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """Which classes compete in training: those of each task ("multi") or of all ("single").
+
+    "single" is one softmax over the classes of all tasks so far, as class-incremental methods
+    train. Where the task is told, its classes alone answer in either case.
+    """
+
+    head: str = "multi"
+
+    def __post_init__(self) -> None:
+        """Check it."""
+        if self.head not in HEADS:
+            raise ConfigurationError(f"head is {self.head!r}; it must be one of {', '.join(HEADS)}")
+
 
 class MultiHead(MultiTaskModule):
     """A trunk shared by all tasks and a head for each, grown where a task is first trained.
@@ -45,12 +64,15 @@ class MultiHead(MultiTaskModule):
     so that batch norm sees the whole batch. Columns that a task does not have are
     minus infinity. Tasks without a head, which Avalanche evaluates when it is given a whole
     stream, answer zeros.
+
+    `single_head`: in training the logits are those of `among_all`.
     """
 
-    def __init__(self, net: HeadedNet, seed: int) -> None:
+    def __init__(self, net: HeadedNet, seed: int, *, single_head: bool = False) -> None:
         super().__init__()
         self.net = net
         self.seed = seed
+        self.single_head = single_head
 
     def adaptation(self, experience: Any) -> None:
         """Add the heads of an experience's tasks; only in training."""
@@ -78,6 +100,8 @@ class MultiHead(MultiTaskModule):
         """
         if task_labels is None:
             return {int(task): self.net(x, int(task)) for task in self.net.heads}
+        if self.single_head and self.training:
+            return self.among_all(x, task_labels)
         if isinstance(task_labels, int):
             return self.forward_single_task(x, task_labels)
         tasks: list[int] = torch.unique(task_labels).tolist()
@@ -91,6 +115,21 @@ class MultiHead(MultiTaskModule):
             rows = (task_labels == task).nonzero().squeeze(1)
             logits[rows, : head.out_features] = head(features[rows]).float()
         return logits
+
+    def among_all(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
+        """Logits (B, classes of all tasks) of normalised images, those of their own task first.
+
+        Labels, which count from zero in each task, so remain the numbers of their columns. The
+        classes of the other tasks follow in the order in which these came, so that a row only
+        becomes longer with further tasks.
+        """
+        logits = torch.cat(self.net.every_head(x), dim=1)
+        tasks = torch.as_tensor(task_labels, device=x.device).expand(len(x))
+        heads = {int(task): cast(nn.Linear, head) for task, head in self.net.heads.items()}
+        owner = torch.cat([torch.full((h.out_features,), task) for task, h in heads.items()])
+        present, rows = torch.unique(tasks, return_inverse=True)
+        orders = [(owner != task).to(torch.uint8).argsort(stable=True) for task in present.tolist()]
+        return logits.gather(1, torch.stack(orders).to(x.device)[rows])
 
     def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
         """Logits (B, classes of the task)."""
@@ -172,7 +211,7 @@ class MultiHeadLearner:
     `norm` "shared", as in Avalanche's own baselines: they follow the task trained last, and that
     drift is part of what is forgotten. With `norm` "task" each task is evaluated with the
     statistics of the end of its own training, which helps where the weights stay put (EWC) and
-    hurts where they move (naive).
+    hurts where they move (naive). `head` as in HeadOptions.
     """
 
     network: type[HeadedNet] = HeadedNet
@@ -186,6 +225,7 @@ class MultiHeadLearner:
         kind: type[SupervisedTemplate] = Naive,
         norm: str = "shared",
         snapshots: Snapshots | None = None,
+        head: str = "multi",
     ) -> None:
         if norm not in NORMS:
             raise ConfigurationError(f"norm is {norm!r}; it must be one of {', '.join(NORMS)}")
@@ -193,12 +233,17 @@ class MultiHeadLearner:
         self.setup = setup
         self.blueprint = blueprint_of(setup)
         self.net = self.blueprint.build(setup.seed, self.network)
-        self.model = MultiHead(self.net, setup.seed)
+        self.single_head = head == "single"
+        self.model = self.headed_model()
         self.strategy = make_strategy(setup, self.model, plugins, kind, snapshots)
         self.tasks_trained = 0
         self.growth_events: list[dict[str, object]] = []
         self.seconds: dict[str, float] = defaultdict(float)
         self._kept = kept
+
+    def headed_model(self) -> MultiHead:
+        """The network as an Avalanche model."""
+        return MultiHead(self.net, self.setup.seed, single_head=self.single_head)
 
     def train(self, experience: Any) -> None:
         """Learn the next experience; raises DivergenceError or DataError."""

@@ -41,7 +41,9 @@ class PrototypeNet(HeadedNet):
         return -(self.unit_features(x)[:, None] - means).square().sum(2)
 
     def every_head(self, x: Tensor) -> list[Tensor]:
-        """Minus squared distances (B, classes) to the means of every task."""
+        """Minus squared distances (B, classes) to the means of every task; logits in training."""
+        if self.training:
+            return super().every_head(x)
         features = self.unit_features(x)[:, None]
         return [-(features - means).square().sum(2) for means in self.means.buffers()]
 

@@ -20,6 +20,7 @@ from avalanche.training.storage_policy import (
 )
 from torch import Tensor
 
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
@@ -58,17 +59,19 @@ BUFFERS = {
 
 
 @dataclass(frozen=True)
-class ReplayOptions:
+class ReplayOptions(HeadOptions):
     """Images kept in total, equally many of each task ("balanced") or class, or any ("reservoir").
 
     2000 is the memory of iCaRL (Rebuffi et al. 2017) for CIFAR-100, and usual since.
+    `head`: see HeadOptions.
     """
 
     mem_size: int = 2000
     buffer: str = searched("balanced", Choice(tuple(BUFFERS)))
 
     def __post_init__(self) -> None:
-        """Check both."""
+        """Check all."""
+        super().__post_init__()
         if self.mem_size < 1:
             raise ConfigurationError(f"mem_size is {self.mem_size}: keep at least 1 image")
         if self.buffer not in BUFFERS:
@@ -141,6 +144,7 @@ class MemoryPlugin(Steady, ReplayPlugin):
 
 @STRATEGIES.register("replay", options=ReplayOptions)
 def replay(setup: Setup) -> ResumableLearner:
-    """Experience replay; options mem_size and buffer."""
-    plugin = MemoryPlugin(read_options(setup.options, ReplayOptions))
-    return ResumableLearner(setup, [plugin], plugin)
+    """Experience replay; options mem_size, buffer and head."""
+    options = read_options(setup.options, ReplayOptions)
+    plugin = MemoryPlugin(options)
+    return ResumableLearner(setup, [plugin], plugin, head=options.head)

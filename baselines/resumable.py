@@ -10,7 +10,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from firefly_cl.baselines.headed import load_memory, load_nets, save_nets
-from firefly_cl.baselines.multihead import MultiHead, MultiHeadLearner, make_strategy
+from firefly_cl.baselines.multihead import MultiHeadLearner, make_strategy
 from firefly_cl.continual.learner import Setup
 from firefly_cl.errors import FileError
 
@@ -58,9 +58,17 @@ class ResumableLearner(MultiHeadLearner):
         plugins: Sequence[SupervisedPlugin] = (),
         memory: Memory | None = None,
         norm: str = "shared",
+        head: str = "multi",
     ) -> None:
         self.memory: Memory = Nothing() if memory is None else memory
-        super().__init__(setup, plugins, self.memory.nbytes, norm=norm, snapshots=setup.snapshots)
+        super().__init__(
+            setup,
+            plugins,
+            self.memory.nbytes,
+            norm=norm,
+            snapshots=setup.snapshots,
+            head=head,
+        )
         self._plugins = plugins
 
     def save(self, folder: Path) -> None:
@@ -77,7 +85,7 @@ class ResumableLearner(MultiHeadLearner):
         except (KeyError, ValueError) as error:
             raise FileError(f"the memory in {folder} is of another strategy: {error}") from None
         self.net = net.train()
-        self.model = MultiHead(self.net, self.setup.seed)
+        self.model = self.headed_model()
         heads = [head for head in net.heads.values() if isinstance(head, nn.Linear)]
         self.model.max_class_label = max(head.out_features for head in heads)
         self.strategy = make_strategy(

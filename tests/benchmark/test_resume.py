@@ -215,6 +215,9 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
         replace(BASELINE, strategy="icarl", options={"mem_size": "40"}),
         replace(BASELINE, strategy="gdumb", options={"mem_size": "40"}),
         replace(BASELINE, strategy="packnet", backbone="resnet9", width=0.1),
+        replace(BASELINE, strategy="replay", options={"mem_size": "40", "head": "single"}),
+        replace(BASELINE, strategy="gdumb", options={"mem_size": "40", "head": "single"}),
+        replace(BASELINE, strategy="der", options={"mem_size": "40", "head": "single"}),
     ],
     ids=[
         "resnet9",
@@ -237,6 +240,9 @@ def test_a_run_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> Non
         "icarl",
         "gdumb",
         "packnet resnet9",
+        "replay single head",
+        "gdumb single head",
+        "der single head",
     ],
 )
 def test_other_runs_go_on_to_the_same_bits(

@@ -4,8 +4,9 @@ Paper: Caccia et al. 2022, "New Insights on Reducing Abrupt Representation Chang
 Continual Learning", arXiv 2104.05025, eq. 3. The loss of new images counts only classes that are
 in their batch, the one of remembered images all classes of their heads; the mean of both. With
 several heads, new images cannot push older classes away in any case, so little is left of the
-method's gain over replay: the paper has a single one. Where images are mixed, both labels of a
-mixed image are in its batch. Unlike Avalanche's, the memory holds older tasks alone.
+method's gain over replay: the paper has a single one. Images of the task that is learnt are in the
+memory from its beginning, as in the paper's stream: that they compete with older classes is learnt
+from remembered images alone. Where images are mixed, both labels of a mixed image are in its batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
+from firefly_cl.scenarios import images_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class ErAceOptions(HeadOptions):
 class AsymmetricPlugin(RehearsalPlugin):
     """Trains on the mean of two losses: of new images among their classes, of remembered ones."""
 
+    def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Let images of the task into the memory, and begin to draw batches."""
+        self.exemplars.add(images_of(strategy.experience.dataset))
+        super().before_training_exp(strategy)
+
     def after_forward(self, strategy: Any, **kwargs: object) -> None:
         """Take the classes that are not in the batch out of the competition."""
         if self._batches is not None:
@@ -50,6 +57,10 @@ class AsymmetricPlugin(RehearsalPlugin):
         if recalled is not None:
             logits, labels, _ = recalled
             strategy.loss = (strategy.loss + strategy._criterion.unmixed(logits, labels)) / 2
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Draw no more."""
+        self._batches = None
 
 
 @STRATEGIES.register("er-ace", options=ErAceOptions)

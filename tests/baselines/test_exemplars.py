@@ -126,11 +126,11 @@ def test_recalled_images_are_never_mixed(
     assert set(plugin.exemplars.images.tasks.tolist()) == {0}
     train = digits.tasks[0].train
     assert len(plugin.exemplars) == len(train)
-    plain = normalise(plugin.exemplars.images.images, digits.mean, digits.std)
     calls: list[int] = []
     draw = plugin.exemplars.batches
 
     def spy(*arguments: Any, **named: Any) -> Any:
+        plain = normalise(plugin.exemplars.images.images, digits.mean, digits.std)
         for x, chosen in draw(*arguments, **named):
             torch.testing.assert_close(x, plain[chosen])
             calls.append(len(chosen))

@@ -150,6 +150,16 @@ def test_a_single_head_tells_classes_of_different_tasks_apart(
     assert means["single"] > 0.85 > means["multi"]
 
 
+def test_er_ace_learns_the_newest_classes_too(
+    three_digits: Scenario, trained: Callable[..., Learner]
+) -> None:
+    """From images that it remembers from the beginning of their task: alone, they never compete."""
+    recipe = {"batch_size": 16}
+    learner = trained("er-ace", three_digits, options={"head": "single"}, recipe=recipe)
+    row = evaluate(learner, three_digits, 3)[1]
+    assert min(value for value in row if value is not None) > 0.7
+
+
 def test_another_head_is_an_error(digits: Scenario, trained: Callable[..., Any]) -> None:
     for name in SINGLE:
         with pytest.raises(ConfigurationError, match="head is 'double'; it must be one of multi, "):

@@ -157,42 +157,45 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     )
 
     runs = _requests(command)
-    for request, _ in runs:
+    for _, request, _ in runs:
         check(request)
     check_data_dir(command.data_dir)
     check_save_every(command.save_every)
     threads = default_threads() if command.threads is None else command.threads
-    if threads < 1:
-        raise ConfigurationError(f"--threads is {threads}: give 1 or more")
+    for option, number in (("threads", threads), ("workers", command.workers)):
+        if number < 1:
+            raise ConfigurationError(f"--{option} is {number}: give 1 or more")
     from firefly_cl.benchmark.folders import check_writable
 
     check_writable(command.out)
-    use_threads(threads)
+    use_threads(threads if command.workers == 1 else 1)
     check_device(command.device)
-    for request, _ in runs:
+    for _, request, _ in runs:
         check_criteria(request)
 
     from firefly_cl.benchmark.display import Display
-    from firefly_cl.benchmark.runner import run_cells
+    from firefly_cl.benchmark.placement import local_processes
+    from firefly_cl.benchmark.runner import Planned, run_cells, run_in_processes
 
-    with Display() as display:
-        for request, out in runs:
-            run_cells(
-                cells_of(request),
-                out,
-                threads=threads,
-                data_dir=command.data_dir,
-                download=command.download,
-                overwrite=command.overwrite,
-                save_every=command.save_every,
-                display=display,
-                outcomes=outcomes,
-            )
+    plan = [
+        Planned(cell, cell.folder(out), f"{title or cell.strategy} seed {cell.seed}")
+        for title, request, out in runs
+        for cell in cells_of(request)
+    ]
+    common: dict[str, Any] = {
+        name: getattr(command, name) for name in ("data_dir", "download", "overwrite", "save_every")
+    }
+    if command.workers > 1:
+        executor = local_processes(command.workers, most=len(plan))
+        run_in_processes(plan, executor, threads=command.threads, outcomes=outcomes, **common)
+    else:
+        with Display() as display:
+            run_cells(plan, threads=threads, display=display, outcomes=outcomes, **common)
     return _conclude(command, outcomes)
 
 
-def _requests(command: TrainingCommand) -> list[tuple[Request, Path]]:
-    """What to run, and the folder that keeps it."""
+def _requests(command: TrainingCommand) -> list[tuple[str, Request, Path]]:
+    """What to call what is run (empty for its strategies), what it is, and its folder."""
     from firefly_cl.benchmark.plan import Request, parse_names, parse_seeds
     from firefly_cl.benchmark.presets import named
 
@@ -219,7 +222,7 @@ def _requests(command: TrainingCommand) -> list[tuple[Request, Path]]:
         preset=named(command.preset) if isinstance(command, Run) and command.preset else None,
     )
     if isinstance(command, Run):
-        return [(common, command.out)]
+        return [("", common, command.out)]
     if isinstance(command, Prune):
         return _sweep(command, common)
     from firefly_cl.benchmark.rounds import growth_requests
@@ -232,20 +235,22 @@ def _requests(command: TrainingCommand) -> list[tuple[Request, Path]]:
         common, command.data, criteria, command.rounds, command.growth, command.cost
     )
     return [
-        (request, command.out / criterion)
+        (criterion, request, command.out / criterion)
         for request, criterion in zip(requests, criteria, strict=True)
     ]
 
 
-def _sweep(command: Prune, common: Request) -> list[tuple[Request, Path]]:
+def _sweep(command: Prune, common: Request) -> list[tuple[str, Request, Path]]:
     from firefly_cl.benchmark.sweep import parse_lams, pruning_requests
 
     lams = parse_lams(command.lam)
     requests = pruning_requests(
         common, command.data, lams, command.rounds, command.cost, command.gate_epochs
     )
-    folders = [command.out / f"lam-{lam:g}" for lam in lams]
-    return list(zip(requests, folders, strict=True))
+    return [
+        (f"lam {lam:g}", request, command.out / f"lam-{lam:g}")
+        for lam, request in zip(lams, requests, strict=True)
+    ]
 
 
 def _conclude(command: TrainingCommand, outcomes: Sequence[Outcome]) -> int:

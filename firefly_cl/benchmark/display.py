@@ -16,7 +16,6 @@ from rich.text import Text
 from firefly_cl.benchmark.quantities import count, duration, percent
 
 if TYPE_CHECKING:
-    from firefly_cl.benchmark.configuration import Cell
     from firefly_cl.benchmark.records import Record
     from firefly_cl.continual.learner import Progress
 
@@ -65,13 +64,13 @@ class Display:
         """Print one lasting line."""
         self.console.print(Text(text, style=style), soft_wrap=True)
 
-    def skipped(self, cell: Cell, folder: Path) -> None:
+    def skipped(self, title: str, folder: Path) -> None:
         """A cell was found finished."""
-        self.say(f"{_title(cell)}: already finished, kept ({folder})", "dim")
+        self.say(f"{title}: already finished, kept ({folder})", "dim")
 
-    def cell_started(self, cell: Cell, number: int, cells: int) -> None:
+    def cell_started(self, title: str, number: int, cells: int) -> None:
         """Cell `number` of `cells` begins."""
-        self._cell, self._number, self._cells = _title(cell), number, cells
+        self._cell, self._number, self._cells = title, number, cells
         self._cell_began = self._last_line = time.monotonic()
         self._fraction, self._resumed_at, self._last = 0.0, 0.0, None
         if self._live is None:
@@ -108,18 +107,18 @@ class Display:
                 f"{self._time_left()} left"
             )
 
-    def cell_ended(self, cell: Cell, record: Record) -> None:
+    def cell_ended(self, title: str, record: Record) -> None:
         """A cell was finished."""
         took = duration(time.monotonic() - self._cell_began)
         self.say(
-            f"{_title(cell)}: accuracy {percent(record.average_accuracy)} %, "
+            f"{title}: accuracy {percent(record.average_accuracy)} %, "
             f"forgetting {percent(record.average_forgetting)}, "
             f"{count(record.parameters)} floats, {took}"
         )
 
-    def cell_failed(self, cell: Cell, error: str) -> None:
+    def cell_failed(self, title: str, error: str) -> None:
         """A cell diverged; the others go on."""
-        self.say(f"{_title(cell)}: {error}", "red")
+        self.say(f"{title}: {error}", "red")
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -151,10 +150,6 @@ class Display:
             f"{self._time_left()} left",
         )
         return Group(head, bar)
-
-
-def _title(cell: Cell) -> str:
-    return f"{cell.strategy} seed {cell.seed}"
 
 
 def news_of(progress: Progress) -> str:

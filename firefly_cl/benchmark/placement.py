@@ -31,10 +31,13 @@ def executor_of(command: Benchmark | Tune, most: int | None = None) -> Executor:
     for option, value in (("cpus", command.cpus_per_cell), ("gpus", command.gpus_per_cell)):
         if value is not None:
             raise ConfigurationError(f"--{option}-per-cell is for --ray: give that, or --workers")
-    return _local(command.workers, command.retries, most)
+    return local_processes(command.workers, command.retries, most)
 
 
-def _local(workers: int | None, retries: int, most: int | None) -> LocalProcesses:
+def local_processes(
+    workers: int | None, retries: int = 2, most: int | None = None
+) -> LocalProcesses:
+    """Processes of this machine, one for each core if no number is given; at most `most`."""
     from firefly_cl.benchmark.environment import default_threads, physical_cores
 
     workers = physical_cores() if workers is None else workers

@@ -1,4 +1,4 @@
-"""Runs the cells of a plan one after another, skipping those that are already recorded."""
+"""Runs cells one after another, or several at a time, and none that is already recorded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING
 from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
-from firefly_cl.benchmark.folders import check_writable, finished_record
-from firefly_cl.benchmark.records import Record
+from firefly_cl.benchmark.executors import Executor, Job
+from firefly_cl.benchmark.folders import check_writable, clear, finished_record, newest_record
+from firefly_cl.benchmark.grid_display import GridDisplay
+from firefly_cl.benchmark.lock import held
+from firefly_cl.benchmark.records import Record, begun_threads
 from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
 
 if TYPE_CHECKING:
     from firefly_cl.scenarios import Scenario
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell to run, the folder that keeps it, and what to call it."""
+
+    cell: Cell
+    folder: Path
+    title: str
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,24 @@ class Outcome:
     error: str | None = None
 
 
+def left_of(plan: Sequence[Planned], outcomes: list[Outcome], *, overwrite: bool) -> list[Planned]:
+    """The cells that must (still) run; the others are added to `outcomes`.
+
+    Every folder is checked. Raises FileError.
+    """
+    waiting: list[Planned] = []
+    for planned in plan:
+        check_writable(planned.folder)
+        record = None if overwrite else finished_record(planned.cell, planned.folder)
+        if record is None:
+            waiting.append(planned)
+        else:
+            outcomes.append(Outcome(planned.cell, planned.folder, record, skipped=True))
+    return waiting
+
+
 def run_cells(
-    cells: Sequence[Cell],
-    out: Path,
+    plan: Sequence[Planned],
     *,
     threads: int,
     data_dir: Path | None,
@@ -42,33 +69,26 @@ def run_cells(
     display: Display,
     outcomes: list[Outcome],
 ) -> None:
-    """Run each cell in its folder below `out`, adding to `outcomes` as they end.
+    """Run each cell in its folder, adding to `outcomes` as they end.
 
     Every folder is checked before the first cell starts. A cell that diverges does not stop the
     others; any other error does. Raises FireflyError.
     """
-    waiting: list[tuple[Cell, Path]] = []
-    earlier = len(outcomes)
-    for cell in cells:
-        folder = cell.folder(out)
-        check_writable(folder)
-        record = None if overwrite else finished_record(cell, folder)
-        if record is None:
-            waiting.append((cell, folder))
-        else:
-            outcomes.append(Outcome(cell, folder, record, skipped=True))
-    for outcome in outcomes[earlier:]:
-        display.skipped(outcome.cell, outcome.folder)
+    waiting = left_of(plan, outcomes, overwrite=overwrite)
+    for planned in plan:
+        if planned not in waiting:
+            display.skipped(planned.title, planned.folder)
     if not waiting:
         return
 
     from firefly_cl.continual import STRATEGIES
 
-    builders = {cell.strategy: STRATEGIES.get(cell.strategy) for cell, _ in waiting}
+    builders = {each.cell.strategy: STRATEGIES.get(each.cell.strategy) for each in waiting}
     scenarios = Scenarios(data_dir, download)
-    check_strategies([cell for cell, _ in waiting], scenarios)
-    for number, (cell, folder) in enumerate(waiting):
-        display.cell_started(cell, number, len(waiting))
+    check_strategies([planned.cell for planned in waiting], scenarios)
+    for number, planned in enumerate(waiting):
+        cell, folder = planned.cell, planned.folder
+        display.cell_started(planned.title, number, len(waiting))
         scenario = scenarios.of(cell)
         try:
             record = run_cell(
@@ -86,10 +106,58 @@ def run_cells(
             )
         except DivergenceError as error:
             outcomes.append(Outcome(cell, folder, None, error=str(error)))
-            display.cell_failed(cell, str(error))
+            display.cell_failed(planned.title, str(error))
         else:
             outcomes.append(Outcome(cell, folder, record))
-            display.cell_ended(cell, record)
+            display.cell_ended(planned.title, record)
+
+
+def run_in_processes(
+    plan: Sequence[Planned],
+    executor: Executor,
+    *,
+    threads: int | None,
+    data_dir: Path | None,
+    download: bool,
+    overwrite: bool,
+    save_every: float,
+    outcomes: list[Outcome],
+) -> None:
+    """As `run_cells`, by an executor; no error of a cell stops the others.
+
+    threads: of each cell, None for what the executor has for it; a begun cell keeps those that it
+    began with.
+    """
+    waiting = left_of(plan, outcomes, overwrite=overwrite)
+    if not waiting:
+        return
+    for planned in waiting:
+        if overwrite:
+            with held(planned.folder):
+                clear(planned.folder)
+    scenarios = Scenarios(data_dir, download)  # fetched here, once
+    check_strategies([planned.cell for planned in waiting], scenarios)
+    del scenarios
+    jobs = [
+        Job(
+            planned.cell,
+            planned.folder,
+            threads or begun_threads(newest_record(planned.folder)),
+            data_dir,
+            save_every=save_every,
+        )
+        for planned in waiting
+    ]
+    titles = {planned.folder: planned.title for planned in plan}
+    with GridDisplay(titles, len(outcomes)) as display:
+        try:
+            executor.run(jobs, display.hear)
+        finally:
+            for planned in waiting:
+                error = display.errors.get(planned.folder)
+                record = None if error else finished_record(planned.cell, planned.folder)
+                if record or error:
+                    outcomes.append(Outcome(planned.cell, planned.folder, record, error=error))
 
 
 def check_strategies(cells: Sequence[Cell], scenarios: Scenarios) -> None:

@@ -11,7 +11,7 @@ from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.failures import read_failure
 from firefly_cl.benchmark.folders import finished_record, newest_record
 from firefly_cl.benchmark.grid import GridCell
-from firefly_cl.benchmark.records import Record
+from firefly_cl.benchmark.records import Record, begun_threads
 from firefly_cl.errors import FileError
 
 
@@ -37,9 +37,7 @@ class Standing:
     @property
     def threads(self) -> int | None:
         """Threads that a begun run must go on with to come to the same bits; None if new."""
-        if self.finished or self.record is None or not self.record.accuracy:
-            return None
-        return int(self.record.hardware["threads"])
+        return begun_threads(self.record)
 
     @property
     def state(self) -> str:

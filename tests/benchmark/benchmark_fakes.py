@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,9 +19,10 @@ from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.executors import Hear, Job, News
 from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
 from firefly_cl.benchmark.worker import perform
+from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Progress, Setup
 from firefly_cl.errors import DivergenceError, FileError
-from firefly_cl.scenarios import Images, Scenario, Task
+from firefly_cl.scenarios import SCENARIOS, Images, Scenario, Task
 
 
 @dataclass(frozen=True)
@@ -219,3 +221,16 @@ def record(
             for layer in range(layers)
         },
     )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: Any) -> None:
+    """A scenario "fake", strategies "fake" and "other", and an empty folder to run them in."""
+
+    def build(options: Any) -> Any:
+        return scenario(options.first_tasks or 3, options.seed)
+
+    monkeypatch.setitem(SCENARIOS._objects, "fake", build)
+    monkeypatch.setitem(STRATEGIES._objects, "fake", FakeLearner)
+    monkeypatch.setitem(STRATEGIES._objects, "other", other)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, scenario
+from benchmark_fakes import InThisProcess, ResumableFake, install
 from rich.console import Console
 
 from firefly_cl import cli
@@ -35,14 +35,7 @@ epochs = 2
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def build(options: Any) -> Any:
-        return scenario(options.first_tasks or 3, options.seed)
-
-    monkeypatch.setitem(SCENARIOS._objects, "fake", build)
-    monkeypatch.setitem(STRATEGIES._objects, "fake", FakeLearner)
-    monkeypatch.setitem(STRATEGIES._objects, "other", ResumableFake)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    install(monkeypatch, tmp_path, other=ResumableFake)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, ResumableFake, load, scenario
+from benchmark_fakes import FakeLearner, ResumableFake, install, load
 
 from firefly_cl import cli
 from firefly_cl.benchmark.records import find_records, read_record
@@ -23,14 +23,7 @@ from firefly_cl.scenarios import SCENARIOS
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def build(options: Any) -> Any:
-        return scenario(options.first_tasks or 3, options.seed)
-
-    monkeypatch.setitem(SCENARIOS._objects, "fake", build)
-    for name in ("fake", "other"):
-        monkeypatch.setitem(STRATEGIES._objects, name, FakeLearner)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    install(monkeypatch, tmp_path, other=FakeLearner)
 
 
 def run(*arguments: str) -> int:

@@ -7,26 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import FakeLearner, InThisProcess, ResumableFake, scenario
+from benchmark_fakes import InThisProcess, ResumableFake, install
 
 from firefly_cl import cli
 from firefly_cl.benchmark import placement
 from firefly_cl.benchmark.executors import Job
 from firefly_cl.benchmark.records import read_record
-from firefly_cl.continual import STRATEGIES
-from firefly_cl.scenarios import SCENARIOS
 
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def build(options: Any) -> Any:
-        return scenario(options.first_tasks or 3, options.seed)
-
-    monkeypatch.setitem(SCENARIOS._objects, "fake", build)
-    monkeypatch.setitem(STRATEGIES._objects, "fake", FakeLearner)
-    monkeypatch.setitem(STRATEGIES._objects, "other", ResumableFake)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    install(monkeypatch, tmp_path, other=ResumableFake)
 
 
 @pytest.fixture

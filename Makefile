@@ -1,6 +1,6 @@
 # make run    the four strategies on the embedded digits; ARGS="--seeds 0,1,2" adds options
 # make test   lint, types and tests; TESTS=tests/zoo picks some of the tests
-# make report tables of README and docs, and the page of figures, from benchmarks/records
+# make report tables of README and docs, and the page of figures, from the records in benchmarks/
 # make lint, make format, make clean
 #
 # The first call creates .venv and installs into it; later calls skip that until pyproject.toml
@@ -32,6 +32,8 @@ report: $(VENV)/.installed
 		--html docs/results/report.html
 	$(if $(wildcard benchmarks/records/growth),\
 		$(BIN)/firefly-cl report benchmarks/records/growth --markdown docs/growth.md)
+	$(if $(wildcard benchmarks/class_incremental),\
+		$(BIN)/firefly-cl report benchmarks/class_incremental --markdown docs/benchmark.md)
 	$(if $(wildcard benchmarks/records/step_time.json),\
 		$(BIN)/python benchmarks/step_time.py --draw)
 	$(if $(wildcard benchmarks/records/growth_step.json),\

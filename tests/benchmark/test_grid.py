@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.benchmark.configuration import Cell, differences, digest
 from firefly_cl.benchmark.grid import OF_SCENARIO, OF_STRATEGY, TRAINING, read_grid
 from firefly_cl.benchmark.plan import Request, cells_of
 from firefly_cl.benchmark.presets import Preset
+from firefly_cl.continual import STRATEGIES
 from firefly_cl.errors import FireflyError
 
 Write = Callable[[str], Path]
@@ -252,9 +254,19 @@ def test_ablations_read_no_test_image_and_none_is_like_another():
     assert {found.cell.seed for found in cells} == {0, 1, 2}
 
 
+def test_the_class_incremental_grid_trains_a_single_head_where_there_is_one():
+    cells = [found.cell for found in read_grid(GRIDS / "class_incremental_digits.toml").cells()]
+    assert all(cell.class_incremental for cell in cells)
+    for cell in cells:
+        has_one = issubclass(STRATEGIES.options(cell.strategy) or object, HeadOptions)
+        assert (cell.options.get("head") == "single") is has_one, cell.strategy
+        assert cell.options.get("mem_size", "100") == "100"
+
+
 def test_every_grid_that_is_shipped_is_tested():
     assert {path.name for path in GRIDS.glob("*.toml")} == {
         "ablations.toml",
+        "class_incremental_digits.toml",
         *(path.name for path in SHIPPED),
     }
 

@@ -77,10 +77,12 @@ def as_latex(group: ScenarioSummary) -> str:
     return _tabular(group.title, *group.table(), group.published_rows())
 
 
-def as_class_latex(group: ScenarioSummary) -> str | None:
-    """As `as_latex`, class-incremental evaluation beside the task-incremental one, if any."""
-    told = group.class_table()
-    return None if told is None else _tabular(group.class_title, *told)
+def further_latex(group: ScenarioSummary) -> dict[str, str]:
+    """As `as_latex`, the group's further tables by name."""
+    return {
+        further.name: _tabular(further.title, further.columns, further.rows)
+        for further in group.further()
+    }
 
 
 def _tabular(

@@ -24,16 +24,16 @@ _MARKER = re.compile(r"^<!-- (?:table:\S+|/table) -->", re.MULTILINE)
 def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
     """Replace the tables between `<!-- table:NAME -->` and `<!-- /table -->` in `path`.
 
-    NAME is the name of a group, with /class-incremental behind it for that table of the group;
+    NAME is the name of a group, and for its further tables that with /class-incremental or /steps;
     tables of other names stay as they are. A file that does not exist is made with every table.
     Raises FileError if no marker fits or one has no end.
     """
     titles = {group.name: group.title for group in groups}
     tables = {group.name: table(group) for group in groups}
     for group in groups:
-        if (told := group.class_table()) is not None:
-            name = f"{group.name}/class-incremental"
-            titles[name], tables[name] = group.class_title, _drawn(*told)
+        for further in group.further():
+            name = f"{group.name}/{further.name}"
+            titles[name], tables[name] = further.title, _drawn(further.columns, further.rows)
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:

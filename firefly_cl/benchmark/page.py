@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.comparison import CONTROL, compare
 from firefly_cl.benchmark.configuration import flat
-from firefly_cl.benchmark.exports import as_class_latex, as_csv, as_latex
+from firefly_cl.benchmark.exports import as_csv, as_latex, further_latex
 from firefly_cl.benchmark.frontier import FRONTIERS
 from firefly_cl.benchmark.latency import BATCHES, newest_milliseconds
 from firefly_cl.benchmark.quantities import milliseconds, percent
@@ -53,6 +53,16 @@ _PRUNING_NOTE = (
     "Mean and sample standard deviation over seeds. Kept: floats in percent of what the network "
     "held before pruning; time of all phases of one seed."
 )
+
+_FURTHER_NOTES = {
+    "class-incremental": "Task-incremental: the task is told, and its head answers. "
+    "Class-incremental: it is not, and the class is one of all tasks so far, by the greatest logit "
+    "where heads share all else, else by the greatest probability among the classes of a task. "
+    "Forgetting counts what new classes take from older ones.",
+    "steps": "Means of one growth step: the decrease of the loss that the criterion promised, and "
+    "what was obtained on training batches. Training: the fall of the validation loss from a step "
+    "to the next; share: what the steps obtained, in percent of that.",
+}
 
 _LATENCY_NOTE = "ms: milliseconds to answer one image that comes alone."
 
@@ -95,8 +105,7 @@ def write_page(path: Path, groups: Sequence[ScenarioSummary]) -> list[Path]:
         figures = []
         stem = f"{path.stem}-{group.name.replace('/', '-')}"
         texts = {".csv": as_csv(group), ".tex": as_latex(group)}
-        if (told := as_class_latex(group)) is not None:
-            texts["-class-incremental.tex"] = told
+        texts |= {f"-{name}.tex": text for name, text in further_latex(group).items()}
         for suffix, text in texts.items():
             file = path.with_name(stem + suffix)
             write_atomic(file, text.encode())
@@ -156,7 +165,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
             _table(columns, [*rows, *group.published_rows()]),
             f'<p class="note">{_note(group)}</p>',
             *_sources(group),
-            *_class_incremental(group),
+            *_further(group),
             *_latency(group),
             *_comparison(group),
             *figures,
@@ -191,22 +200,17 @@ def _sources(group: ScenarioSummary) -> list[str]:
     return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
 
 
-def _class_incremental(group: ScenarioSummary) -> list[str]:
-    """The table beside the main one; nothing where nothing was asked without the task."""
-    told = group.class_table()
-    if told is None:
-        return []
-    note = (
-        "Task-incremental: the task is told, and its head answers. Class-incremental: it is not, "
-        "and the class is one of all tasks so far, by the greatest logit where heads share all "
-        "else, else by the greatest probability among the classes of a task. Training is the same: "
-        "heads never compete in it. Forgetting counts what new classes take from older ones."
-    )
-    return [
-        "<h3>With the task told, and without</h3>",
-        _table(*told),
-        f'<p class="note">{html.escape(note)}</p>',
-    ]
+def _further(group: ScenarioSummary) -> list[str]:
+    """The tables beside the main one."""
+    parts = []
+    for further in group.further():
+        title = further.title.removeprefix(f"{group.title}: ")
+        parts += [
+            f"<h3>{html.escape(title[:1].upper() + title[1:])}</h3>",
+            _table(further.columns, further.rows),
+            f'<p class="note">{html.escape(_FURTHER_NOTES[further.name])}</p>',
+        ]
+    return parts
 
 
 def _latency(group: ScenarioSummary) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.growth_steps import STEP_COLUMNS, step_row
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
@@ -133,6 +134,10 @@ class Summary:
             duration(self.seconds()),
         )
 
+    def step_row(self) -> tuple[str, ...]:
+        """The cells under STEP_COLUMNS."""
+        return step_row(self.label, [record.growth_events for record in self.records])
+
     def pruning_row(self) -> tuple[str, ...]:
         """The cells under PRUNING_COLUMNS."""
         events = self._events("removed")
@@ -163,6 +168,16 @@ class Summary:
     def curves(self) -> list[list[float | None]]:
         """For each seed, the average accuracy over the tasks known, after each task."""
         return [[mean_known(row) for row in record.accuracy] for record in self.records]
+
+
+@dataclass(frozen=True)
+class Further:
+    """A table beside the main one of its group; `name` is put behind that of the group."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -210,15 +225,17 @@ class ScenarioSummary:
             (*row[:at], latency, *row[at:]) for row, latency in zip(rows, told, strict=True)
         ]
 
-    def class_table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
-        """As `table`, of class-incremental evaluation beside the task-incremental one, if any."""
-        rows = [each.class_row() for each in self.summaries if each.class_incremental]
-        return (CLASS_COLUMNS, rows) if rows else None
-
-    @property
-    def class_title(self) -> str:
-        """Above `class_table`."""
-        return f"{self.title}: with the task told, and without"
+    def further(self) -> list[Further]:
+        """Tables beside that of `table`, where the records tell of them."""
+        found = []
+        if rows := [each.class_row() for each in self.summaries if each.class_incremental]:
+            title = f"{self.title}: with the task told, and without"
+            found.append(Further("class-incremental", title, CLASS_COLUMNS, rows))
+        if self.grows:
+            rows = [each.step_row() for each in self.summaries]
+            title = f"{self.title}: decrease of the loss by a step, and by training"
+            found.append(Further("steps", title, STEP_COLUMNS, rows))
+        return found
 
     def published(self) -> Sequence[Published]:
         """What papers report on the test images of this protocol."""
@@ -382,9 +399,8 @@ def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = No
     console = console or Console()
     for group in groups:
         console.print(_printed(group.title, *group.table()))
-        told = group.class_table()
-        if told is not None:
-            console.print(_printed(group.class_title, *told))
+        for further in group.further():
+            console.print(_printed(further.title, further.columns, further.rows))
 
 
 def _printed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

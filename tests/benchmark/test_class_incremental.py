@@ -18,7 +18,7 @@ from torch import Tensor
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.class_incremental import LOGIT, PROBABILITY, evaluate, log_odds
-from firefly_cl.benchmark.exports import as_class_latex, as_csv
+from firefly_cl.benchmark.exports import as_csv, further_latex
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.records import read_record
@@ -166,8 +166,13 @@ def asked(strategy: str, seed: int = 0, lower: float = 0.0) -> Any:
 
 def test_tables_set_it_beside_the_task_incremental_one(tmp_path: Path) -> None:
     (group,) = summaries([asked("firefly"), asked("firefly", 1, 0.1), asked("naive")])
-    columns, rows = group.class_table() or ((), [])
-    assert columns[3:] == ("class-inc. %", "forgetting", "rule")
+    (further,) = group.further()
+    columns, rows = further.columns, further.rows
+    assert further.name == "class-incremental" and columns[3:] == (
+        "class-inc. %",
+        "forgetting",
+        "rule",
+    )
     # (0.4 + 0.3 + 0.8) / 3 = 0.5, the other seed 0.4; (0.9 - 0.4 + 0.7 - 0.3) / 2 = 0.45
     told = {row[0]: row for row in rows}
     assert told["firefly"][3:] == ("45.0 ± 7.1", "45.0 ± 0.0", PROBABILITY)
@@ -195,7 +200,7 @@ def test_tables_set_it_beside_the_task_incremental_one(tmp_path: Path) -> None:
 
 def test_nothing_is_told_where_nothing_was_asked(tmp_path: Path) -> None:
     (group,) = summaries([record(n_tasks=3)])
-    assert group.class_table() is None and as_class_latex(group) is None
+    assert group.further() == [] and further_latex(group) == {}
     assert "class_incremental_accuracy" not in group.as_json()[0]
     (line,) = csv.DictReader(io.StringIO(as_csv(group)))
     assert line["class_incremental_accuracy"] == ""

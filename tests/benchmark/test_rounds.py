@@ -10,6 +10,8 @@ import pytest
 from benchmark_fakes import record as tidy
 
 from firefly_cl import cli
+from firefly_cl.benchmark.growth_steps import STEP_COLUMNS
+from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.plan import Request, cells_of
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.report import GROWTH_COLUMNS, LATENCY_COLUMN, summaries
@@ -118,6 +120,32 @@ def test_growth_is_reported(
     text = page.read_text(encoding="utf-8")
     assert "Accuracy against size, round by round" in text and "Accuracy over tasks" not in text
     assert (tmp_path / "report-split-digits-growth-mlp-rounds.png").exists()
+
+
+def test_steps_are_set_beside_the_training_that_follows(grown: Path, tmp_path: Path) -> None:
+    """Of the first step only, for none follows the second."""
+    folder = grown / "firefly" / "split-digits"
+    records = [read_record(folder / f"firefly-seed{seed}") for seed in (0, 1)]
+    for record, falls in zip(records, (0.3, 0.5), strict=True):
+        first, second = record.growth_events
+        first |= {"predicted_decrease": 0.08, "obtained_decrease": 0.05, "validation_loss": 0.9}
+        second |= {"predicted_decrease": 0.04, "obtained_decrease": -0.03}
+        second["validation_loss"] = 0.9 - falls
+    (group,) = summaries(records)
+    (further,) = group.further()
+    assert further.name == "steps" and further.columns == STEP_COLUMNS
+    # promised (0.08 + 0.04) / 2, obtained (0.05 - 0.03) / 2, training (0.3 + 0.5) / 2; 0.1 / 0.8
+    assert further.rows == [("firefly", "2", "0.0600", "0.0100", "0.4000", "12.5")]
+    page = tmp_path / "page.md"
+    redraw(page, [group])
+    assert "<!-- table:split-digits/growth-mlp/steps -->" in page.read_text()
+
+
+def test_a_single_step_is_set_beside_nothing(grown: Path) -> None:
+    record = read_record(grown / "firefly" / "split-digits" / "firefly-seed0")
+    event = {**record.growth_events[0], "predicted_decrease": 0.0, "obtained_decrease": -1e-9}
+    (row,) = summaries([replace(record, growth_events=[event])])[0].further()[0].rows
+    assert row == ("firefly", "1", "-", "0.0000", "-", "-")
 
 
 def test_what_is_grown_is_not_grown_again(grown: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,8 @@ def mean_gradients(
     Raises DivergenceError for a loss that is not finite.
     """
     means = [torch.zeros_like(t) for t in tensors]
+    if not means:
+        return means
 
     def model(x: Tensor) -> Tensor:
         return CandidateExecution(net, candidates).run(x)

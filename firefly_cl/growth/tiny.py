@@ -41,6 +41,9 @@ from firefly_cl.network.layers import GrowableLayer
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.rows import growable_layer, own_block
 
+_ROUNDING = 100
+"""How many times the precision of a product its sum may be, and still be nothing but rounding."""
+
 
 @CRITERIA.register("tiny")
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def bottleneck(
     units (pooling averages them, activations and norms leave their direction). S is the mean over
     images and positions. In N each tap of the consumer's kernel counts as an output of its own,
     b standing where that tap reads; S is the same for all taps, products of different taps are
-    left out. residuals: V, of `desired_moves`.
+    left out. Where N is no more than rounding, it is 0. residuals: V, of `desired_moves`.
     """
     layer, size = growable_layer(net, net.consumers(space)[0].name), incoming_size(net, space)
     candidates = new_units(
@@ -259,7 +262,7 @@ def bottleneck(
     )
     (columns,) = candidates[space].outgoing.values()
     second, count = columns.new_zeros(size, size).double(), 0
-    left, crossed = iter(residuals), torch.zeros_like(columns).double()
+    left, crossed, most = iter(residuals), torch.zeros_like(columns).double(), 0.0
     for batch in batches:
         passes: list[_Collecting] = []
 
@@ -273,10 +276,13 @@ def bottleneck(
             by_unit = seen.reshape(len(seen), size, -1).movedim(1, 0).reshape(size, -1)
             second += by_unit @ by_unit.T
             count += by_unit.shape[1]
-            weight = torch.zeros_like(columns).requires_grad_()
+            weight, wanted = torch.zeros_like(columns).requires_grad_(), next(left)
             with torch.enable_grad():
-                together = (layer.apply_weight(seen, weight, None) * next(left)).sum()
+                together = (layer.apply_weight(seen, weight, None) * wanted).sum()
             crossed += torch.autograd.grad(together, weight)[0] / len(batches)
+            most += float(seen.norm() * wanted.norm()) / len(batches)
+    if float(crossed.norm()) < _ROUNDING * torch.finfo(columns.dtype).eps * most:
+        crossed.zero_()
     return second / count, as_vectors([crossed], size)
 
 

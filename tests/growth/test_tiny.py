@@ -212,7 +212,7 @@ def test_a_network_that_it_cannot_grow_is_an_error_that_names_the_layer() -> Non
 
 
 def test_spaces_that_it_cannot_grow_are_passed_over() -> None:
-    net = net_of("mobilenetv1").eval()
+    net = net_of("mobilenetv1", width=8, seed=2).eval()
     *others, last = net.growable_spaces()
     assert all("unit by unit" in unsupported(net, space) for space in others)
     growth = Tiny().grow(net, BATCHES, loss, Budget(4), seeded())
@@ -220,3 +220,17 @@ def test_spaces_that_it_cannot_grow_are_passed_over() -> None:
     concat = net_of("concat")
     why = {space: unsupported(concat, space) for space in concat.growable_spaces()}
     assert "features_2_square" in why["features_0_0"] and not why["features_5_0"]
+
+
+def test_nothing_grows_where_nothing_but_rounding_is_promised() -> None:
+    """All images look alike to the last layers of this network: no unit could tell them apart."""
+    net = net_of("mobilenetv1").eval()
+    (space,) = [s for s in net.growable_spaces() if not unsupported(net, s)]
+    second, crossed = bottleneck(
+        net, space, BATCHES, loss, desired_moves(net, [space], BATCHES, loss)[space]
+    )
+    assert second.abs().max() > 1e-3 and not crossed.any()
+    before = snapshot(net)
+    growth = Tiny().grow(net, BATCHES, loss, Budget(4), seeded())
+    assert not growth.by_space()
+    assert_same_state(net, before)

@@ -94,7 +94,7 @@ def test_two_spellings_are_one_setting():
 
 def test_a_named_preset_stands_in_for_the_scenarios():
     command = cli._parse(["run", "--preset", "cifar", "--strategy", "firefly,ewc", "--epochs", "3"])
-    ((asked, _),) = cli._requests(command)
+    ((_, asked, _),) = cli._requests(command)
     firefly, ewc = cells_of(asked)
     expected = NAMED["cifar"].of("firefly")
     assert asked.scenario == "split-digits"

@@ -27,7 +27,7 @@ def plan_with(*options: str) -> Plan:
     """The plan of `firefly-cl run --option ...`: all phases, changed by further options."""
     given = [word for option in (*ALL, *options) for word in ("--option", f"firefly.{option}")]
     arguments = ["run", "--preset", "cifar", "--strategy", "firefly", *given]
-    ((request, _),) = cli._requests(cli._parse(arguments))  # type: ignore[arg-type]
+    ((_, request, _),) = cli._requests(cli._parse(arguments))  # type: ignore[arg-type]
     (cell,) = cells_of(request)
     return plan_of(cell.options)
 

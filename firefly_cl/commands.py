@@ -113,8 +113,8 @@ class _Training:
     save_every: Minutes = 10.0
     """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise, shared by
-    the workers where there are several."""
+    """Threads of each run; the physical cores, or OMP_NUM_THREADS, divided by --workers unless
+    given."""
     workers: int = 1
     """Runs at a time; more than one have a process each."""
     device: str = "cpu"

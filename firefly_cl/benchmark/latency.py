@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from firefly_cl.benchmark.records import Record
     from firefly_cl.continual.learner import Learner
     from firefly_cl.scenarios import Scenario
 
@@ -22,6 +23,9 @@ SECONDS = 2.0
 """What the timing may take, unless the fewest repeats take longer."""
 
 _LEAST, _MOST = 3, 25
+
+_SHARE = 0.8
+"""Seconds of processor time in a second of timing, that other programs leave at least."""
 
 
 def measure(
@@ -76,6 +80,13 @@ def mean_milliseconds(latency: Mapping[str, Any], batch: int) -> float | None:
     """Milliseconds of an image in such a batch, mean over the timed tasks; None without timing."""
     found = latency.get("milliseconds", {}).get(str(batch))
     return statistics.fmean(found) if found else None
+
+
+def undisturbed(record: Record) -> bool:
+    """Whether answers were timed and, on a CPU, no other program had much of the processor."""
+    if not record.latency:
+        return False
+    return record.hardware.get("device") != "cpu" or record.latency["processor_share"] >= _SHARE
 
 
 def newest_milliseconds(latency: Mapping[str, Any], batch: int) -> float | None:

@@ -64,7 +64,9 @@ _FURTHER_NOTES = {
     "to the next; share: what the steps obtained, in percent of that.",
 }
 
-_LATENCY_NOTE = "ms: milliseconds to answer one image that comes alone."
+_LATENCY_NOTE = (
+    "ms: milliseconds to answer one image that comes alone, timed while nothing else ran."
+)
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.
 _THEME = {
@@ -178,7 +180,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
 
 def _note(group: ScenarioSummary) -> str:
     note = _PRUNING_NOTE if group.prunes else _GROWTH_NOTE if group.grows else _NOTE
-    return f"{note} {_LATENCY_NOTE}" if group.timed else note
+    return f"{note} {_LATENCY_NOTE}" if group.has_times else note
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.growth_steps import STEP_COLUMNS, step_row
-from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds
+from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, undisturbed
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
 from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
@@ -44,7 +44,7 @@ CLASS_COLUMNS = ("strategy", "task-inc. %", "forgetting", "class-inc. %", "forge
 
 LATENCY_COLUMN = "ms"
 """Behind FLOPs, where a record of the table tells: milliseconds of one image that comes alone, mean
-over the timed tasks."""
+over the timed tasks, of the seeds that were timed undisturbed."""
 
 PRICE = "lam"
 """The option of pruning that a sweep goes through."""
@@ -79,6 +79,11 @@ class Summary:
     def latency(self, batch: int) -> float | None:
         """Mean over seeds and timed tasks of the milliseconds of an image in such a batch."""
         return mean_known([mean_milliseconds(record.latency, batch) for record in self.records])
+
+    def answer_time(self) -> float | None:
+        """As `latency` of one image alone, over the seeds that were timed undisturbed."""
+        quiet = [record.latency for record in self.records if undisturbed(record)]
+        return mean_known([mean_milliseconds(latency, 1) for latency in quiet])
 
     def row(self) -> tuple[str, ...]:
         """The cells under COLUMNS."""
@@ -205,6 +210,11 @@ class ScenarioSummary:
         """Whether answers of some of its networks were timed."""
         return any(record.latency for record in self._records())
 
+    @property
+    def has_times(self) -> bool:
+        """Whether its table has LATENCY_COLUMN."""
+        return any(undisturbed(record) for record in self._records())
+
     def _records(self) -> list[Record]:
         return [record for summary in self.summaries for record in summary.records]
 
@@ -217,10 +227,10 @@ class ScenarioSummary:
             columns, rows = GROWTH_COLUMNS, [each.growth_row() for each in self.summaries]
         else:
             columns, rows = COLUMNS, [each.row() for each in self.summaries]
-        if not self.timed:
+        if not self.has_times:
             return columns, rows
         at = columns.index("FLOPs") + 1
-        told = [milliseconds(summary.latency(1)) for summary in self.summaries]
+        told = [milliseconds(summary.answer_time()) for summary in self.summaries]
         return (*columns[:at], LATENCY_COLUMN, *columns[at:]), [
             (*row[:at], latency, *row[at:]) for row, latency in zip(rows, told, strict=True)
         ]

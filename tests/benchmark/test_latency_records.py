@@ -31,7 +31,7 @@ LATENCY = {
     "milliseconds": {"1": [1.0, 2.0, 6.0], "128": [0.5, 0.5, 2.0]},
     "repeats": {"1": [25, 25, 25], "128": [5, 5, 5]},
     "dtype": "float32",
-    "processor_share": 0.75,
+    "processor_share": 0.95,
 }
 
 
@@ -144,7 +144,24 @@ def test_tables_tell_the_mean_and_exports_the_newest_too(tmp_path: Path) -> None
     text = page.read_text()
     heads = '<th scope="col">batch of 128</th>\n<th scope="col">newest task</th>'
     assert heads in text
-    assert "<td>3.50</td><td>6.00</td><td>1.00</td><td>1.50</td><td>1</td><td>0.75</td>" in text
+    assert "<td>3.50</td><td>6.00</td><td>1.00</td><td>1.50</td><td>1</td><td>0.95</td>" in text
+
+
+def test_disturbed_times_stand_on_the_page_alone(tmp_path: Path) -> None:
+    busy = {**LATENCY, "processor_share": 0.5, "milliseconds": {"1": [9.0], "128": [8.0]}}
+    records = [replace(record(), latency=LATENCY), replace(record(seed=1), latency=busy)]
+    (group,) = summaries(records)
+    columns, ((*cells,),) = group.table()
+    assert cells[columns.index("ms")] == "3.00"  # the first seed's
+    (group,) = summaries([replace(record(), latency=busy)])
+    assert "ms" not in group.table()[0]
+    page = tmp_path / "page.html"
+    write_page(page, [group])
+    assert "<td>9.00</td><td>9.00</td><td>8.00</td><td>8.00</td><td>1</td><td>0.50</td>" in (
+        page.read_text()
+    )
+    elsewhere = replace(record(), latency=busy, hardware={**record().hardware, "device": "cuda"})
+    assert "ms" in summaries([elsewhere])[0].table()[0]
 
 
 def test_the_table_with_times_fits_80_columns() -> None:

@@ -19,7 +19,7 @@ from firefly_cl.growth.criterion import Autocast, Growth, Loss
 from firefly_cl.growth.curvature import Curvature
 from firefly_cl.growth.eigenvectors import Extremes, RayleighSearch
 from firefly_cl.growth.schemes import SPLIT
-from firefly_cl.growth.splitting import check_settings, grow_by_schemes
+from firefly_cl.growth.splitting import SchemeStep, check_settings
 from firefly_cl.network import FireflyNet
 
 
@@ -28,16 +28,17 @@ from firefly_cl.network import FireflyNet
 class FastSplitting:
     """Fast splitting steepest descent (docs/method.md section 4), for units of any size.
 
-    reach, score_batches: as in `Splitting`. steps: of the search for vectors.
+    reach, score_batches, halvings: as in `Splitting`. steps: of the search for vectors.
     """
 
     reach: float = 0.1
     score_batches: int = 4
     steps: int = RayleighSearch.steps
+    halvings: int = 6
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        check_settings(self.reach, self.score_batches)
+        check_settings(self.reach, self.score_batches, self.halvings)
         RayleighSearch(self.steps)
 
     def grow(
@@ -55,5 +56,5 @@ class FastSplitting:
         def search(curvatures: Sequence[Curvature]) -> tuple[Extremes, Extremes]:
             return RayleighSearch(self.steps).extremes(curvatures, generator)
 
-        some = batches[: self.score_batches]
-        return grow_by_schemes(net, some, loss, budget, (SPLIT,), search, self.reach)
+        step = SchemeStep((SPLIT,), search, self.reach, self.score_batches, self.halvings)
+        return step.grow(net, batches, loss, budget)

@@ -6,7 +6,6 @@ Growing Neural Networks", arXiv 2102.08574.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -46,9 +45,11 @@ from firefly_cl.growth.criterion import (
     require_positive,
 )
 from firefly_cl.growth.execution import CandidateExecution
+from firefly_cl.growth.settle import settle
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.deeper import deeper_places
 from firefly_cl.network.modes import evaluation
+from firefly_cl.network.rebuild import Edit
 
 
 @CRITERIA.register("firefly")
@@ -119,9 +120,13 @@ class Firefly:
             scored = self.score(net, candidates, held, loss, costs)
             order = by_worth(scored, room, self.returns)
             kept = take(order, budget, room, lambda more: step_cost(net, more, budget))
-            reach = self.settle(net, candidates, kept, held, loss) if kept else self.reach
+
+            def grown(net: FireflyNet, reach: float) -> list[Edit]:
+                return commit(net, candidates, kept, reach)
+
+            reach = settle(net, held, loss, self.reach, self.halvings if kept else 0, grown)
             kept = [replace(c, gain=self._promise(c, reach)) for c in kept]
-            return Growth(commit(net, candidates, kept, reach), kept, scored)
+            return Growth(grown(net, reach), kept, scored)
 
     def search(
         self,
@@ -222,30 +227,6 @@ class Firefly:
         if candidate.kind == "split":
             return -candidate.slope * reach**2 / self.reach
         return abs(candidate.slope) * reach
-
-    def settle(
-        self,
-        net: FireflyNet,
-        candidates: Candidates,
-        kept: Sequence[Candidate],
-        batches: Sequence[Any],
-        loss: Loss,
-    ) -> float:
-        """Step 3: the reach, halved as long as the winners then lower the loss further.
-
-        Each was scored for itself. Those of one space went down the same slope, and small steps
-        in one direction may add up to one that is too long. Copies of `net` are grown to see.
-        """
-        least, best = math.inf, self.reach
-        for reach in (self.reach * 0.5**n for n in range(self.halvings + 1)):
-            grown = copy.deepcopy(net)
-            commit(grown, candidates, kept, reach)
-            with torch.no_grad():
-                found = sum(float(finite(loss(grown, batch))) for batch in batches)
-            if found > least:
-                break
-            least, best = found, reach
-        return best
 
     def _loss(
         self,

@@ -20,7 +20,7 @@ from firefly_cl.growth.criterion import Autocast, Growth, Loss
 from firefly_cl.growth.curvature import Curvature
 from firefly_cl.growth.eigenvectors import Extremes, RayleighSearch, exact_extremes
 from firefly_cl.growth.schemes import signed_schemes
-from firefly_cl.growth.splitting import check_settings, grow_by_schemes
+from firefly_cl.growth.splitting import SchemeStep, check_settings
 from firefly_cl.network import FireflyNet
 
 
@@ -31,7 +31,7 @@ class SignedSplitting:
 
     c: most that the sizes of one unit's shares may sum to, 1 or more; 1 is plain splitting.
     exact: by eigenvectors, for units of up to `most_inputs`; else by a search of `steps`
-    steps. reach, score_batches: as in `Splitting`.
+    steps. reach, score_batches, halvings: as in `Splitting`.
     """
 
     c: float = 3.0
@@ -40,10 +40,11 @@ class SignedSplitting:
     score_batches: int = 4
     most_inputs: int = 1024
     steps: int = RayleighSearch.steps
+    halvings: int = 6
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
-        check_settings(self.reach, self.score_batches, self.most_inputs)
+        check_settings(self.reach, self.score_batches, self.halvings, self.most_inputs)
         RayleighSearch(self.steps)
         if not 1 <= self.c < float("inf"):
             raise ConfigurationError(f"c of signed splitting must be 1 or more, not {self.c}")
@@ -65,5 +66,6 @@ class SignedSplitting:
                 return exact_extremes(curvatures, self.most_inputs)
             return RayleighSearch(self.steps).extremes(curvatures, generator)
 
-        some, schemes = batches[: self.score_batches], signed_schemes(self.c)
-        return grow_by_schemes(net, some, loss, budget, schemes, search, self.reach)
+        schemes = signed_schemes(self.c)
+        step = SchemeStep(schemes, search, self.reach, self.score_batches, self.halvings)
+        return step.grow(net, batches, loss, budget)

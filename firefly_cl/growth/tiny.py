@@ -34,11 +34,13 @@ from firefly_cl.growth.linear_response import (
     new_units,
     outgoing_size,
 )
+from firefly_cl.growth.settle import require_halvings, settle
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
 from firefly_cl.network.layers import GrowableLayer
 from firefly_cl.network.modes import evaluation
+from firefly_cl.network.rebuild import Edit
 from firefly_cl.network.rows import growable_layer, own_block
 
 _ROUNDING = 100
@@ -54,17 +56,20 @@ class Tiny:
     S^(-1/2) u_k and the outgoing weights reach w_k, with S^(-1/2) N = U Lambda W^T, S = E[b b^T]
     and N = E[b V^T] (`bottleneck`); of (u_k, w_k) and (-u_k, -w_k), which differ behind an
     activation, the better. Units are chosen by reach lambda_k / cost; `gain` is then the slope
-    of the loss along the unit as it is, with its activation and norm, times reach.
+    of the loss along the unit as it is, with its activation and norm, times the reach that is
+    left. halvings: how often the reach may be halved, as long as that lowers the loss.
     cutoff: eigenvalues of S below this share of the greatest count as 0. score_batches: used.
     """
 
     reach: float = 0.1
     cutoff: float = 1e-4
     score_batches: int = 2
+    halvings: int = 6
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
         require_positive("tiny", reach=self.reach)
+        require_halvings("tiny", self.halvings)
         if not 0 < self.cutoff < 1 or self.score_batches < 1:
             raise ConfigurationError("cutoff of tiny must be in (0, 1), score_batches 1 or more")
 
@@ -84,7 +89,7 @@ class Tiny:
         passed over; EditError where there are no others.
         """
         require_batches(batches)
-        costs, batches = open_spaces(net, budget), batches[: self.score_batches]
+        costs, some = open_spaces(net, budget), batches[: self.score_batches]
         refused = {space: why for space in costs if (why := unsupported(net, space))}
         spaces = [space for space in costs if space not in refused]
         if not spaces:
@@ -96,9 +101,9 @@ class Tiny:
         with evaluation(net):
             candidates: WiderCandidates = {}
             promised: dict[str, Tensor] = {}
-            residuals = desired_moves(net, spaces, batches, loss)
+            residuals = desired_moves(net, spaces, some, loss)
             for space in spaces:
-                s, n = bottleneck(net, space, batches, loss, residuals[space])
+                s, n = bottleneck(net, space, some, loss, residuals[space])
                 rows, values, columns = solve(s, n, self.cutoff, room[space])
                 if len(values):
                     promised[space] = values
@@ -106,7 +111,7 @@ class Tiny:
                         net, space, torch.cat([rows, -rows]), torch.cat([columns, -columns])
                     )
             gates = [made.new_gates for made in candidates.values()]
-            found = mean_gradients(net, candidates, gates, batches, loss)
+            found = mean_gradients(net, candidates, gates, some, loss)
             slopes = dict(zip(candidates, found, strict=True))
             scored = []
             for space, values in promised.items():
@@ -117,8 +122,13 @@ class Tiny:
                     for unit, value in zip(better.tolist(), values.tolist(), strict=True)
                 ]
             kept = select(scored, budget, room, lambda more: step_cost(net, more, budget))
-            kept = [replace(c, gain=-self.reach * float(slopes[c.space][c.unit])) for c in kept]
-            return Growth(commit(net, candidates, kept, self.reach), kept, scored)
+
+            def grown(net: FireflyNet, reach: float) -> list[Edit]:
+                return commit(net, candidates, kept, reach)
+
+            reach = settle(net, batches, loss, self.reach, self.halvings if kept else 0, grown)
+            kept = [replace(c, gain=-reach * float(slopes[c.space][c.unit])) for c in kept]
+            return Growth(grown(net, reach), kept, scored)
 
 
 def unsupported(net: FireflyNet, space: str) -> str:

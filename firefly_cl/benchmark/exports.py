@@ -77,11 +77,10 @@ def as_latex(group: ScenarioSummary) -> str:
     return _tabular(group.title, *group.table(), group.published_rows())
 
 
-def further_latex(group: ScenarioSummary) -> dict[str, str]:
-    """As `as_latex`, the group's further tables by name."""
+def side_tables_latex(group: ScenarioSummary) -> dict[str, str]:
+    """As `as_latex`, the group's side tables by name."""
     return {
-        further.name: _tabular(further.title, further.columns, further.rows)
-        for further in group.further()
+        side.name: _tabular(side.title, side.columns, side.rows) for side in group.side_tables()
     }
 
 

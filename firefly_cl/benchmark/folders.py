@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from firefly_cl.benchmark.configuration import Cell, differences
+from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.records import FILE_NAME, Record, read_record
 from firefly_cl.errors import FileError
 
@@ -95,3 +96,9 @@ def clear(folder: Path) -> None:
         raise FileError(
             f"cannot empty {folder} ({error.strerror}): choose another --out"
         ) from error
+
+
+def discard(folder: Path) -> None:
+    """As `clear`, unless a process runs there; raises FolderInUse."""
+    with held(folder):
+        clear(folder)

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from firefly_cl.benchmark.executors import Executor, Job
-from firefly_cl.benchmark.folders import check_writable, clear
+from firefly_cl.benchmark.folders import check_writable, discard
 from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
-from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.placement import executor_of
 from firefly_cl.benchmark.plan import check_data_dir, check_save_every
 from firefly_cl.benchmark.standing import Standing, standings
@@ -47,7 +46,7 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     if command.dry_run:
         _print_standings(found)
         return _end(command, out, found)
-    _make_ready(found, out, overwrite=command.overwrite)
+    _make_ready(found, command, out)
     found = standings(cells, out)
     errors = _run(found, command, executor, out)
     found = [replace(s, error=errors.get(s.folder, s.error)) for s in standings(cells, out)]
@@ -55,35 +54,37 @@ def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
     return _end(command, out, found)
 
 
-def _make_ready(found: Sequence[Standing], out: Path, *, overwrite: bool) -> None:
-    """Check the folders, and discard what is not finished if asked to; raises FileError."""
-    if not overwrite:
-        for standing in found:
+def _make_ready(found: Sequence[Standing], command: Benchmark, out: Path) -> None:
+    """Check folders, data and settings, and discard what is not finished if asked to.
+
+    Raises FireflyError, and has discarded nothing then.
+    """
+    from firefly_cl.benchmark.environment import use_threads
+    from firefly_cl.benchmark.runner import Scenarios, check_strategies
+
+    left = [standing for standing in found if not standing.finished]
+    if not command.overwrite:
+        for standing in left:
             if standing.obstacle is not None:
                 raise FileError(standing.obstacle)
-    check_writable(out)
-    for standing in found:
-        if not standing.finished:
-            check_writable(standing.folder)
-            if overwrite:
-                with held(standing.folder):
-                    clear(standing.folder)
+    for folder in (out, *(standing.folder for standing in left)):
+        check_writable(folder)
+    if left:
+        use_threads(1)  # the cores are for the workers
+        scenarios = Scenarios(command.data_dir, command.download)
+        check_strategies([standing.grid_cell.cell for standing in left], scenarios)
+    if command.overwrite:
+        for standing in left:
+            discard(standing.folder)
 
 
 def _run(
     found: Sequence[Standing], command: Benchmark, executor: Executor, out: Path
 ) -> Mapping[Path, str]:
     """Run what is not finished; what ended a cell early, by its folder."""
-    from firefly_cl.benchmark.environment import use_threads
-    from firefly_cl.benchmark.runner import Scenarios, check_strategies
-
     left = [standing for standing in found if not standing.finished]
     if not left:
         return {}
-    use_threads(1)  # the cores are for the workers
-    scenarios = Scenarios(command.data_dir, command.download)  # fetched here, once
-    check_strategies([standing.grid_cell.cell for standing in left], scenarios)
-    del scenarios
     jobs = [
         Job(
             standing.grid_cell.cell,

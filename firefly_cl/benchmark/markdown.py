@@ -24,16 +24,16 @@ _MARKER = re.compile(r"^<!-- (?:table:\S+|/table) -->", re.MULTILINE)
 def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
     """Replace the tables between `<!-- table:NAME -->` and `<!-- /table -->` in `path`.
 
-    NAME is the name of a group, and for its further tables that with /class-incremental or /steps;
+    NAME is the name of a group, and for its side tables that with /class-incremental or /steps;
     tables of other names stay as they are. A file that does not exist is made with every table.
     Raises FileError if no marker fits or one has no end.
     """
     titles = {group.name: group.title for group in groups}
     tables = {group.name: table(group) for group in groups}
     for group in groups:
-        for further in group.further():
-            name = f"{group.name}/{further.name}"
-            titles[name], tables[name] = further.title, _drawn(further.columns, further.rows)
+        for side in group.side_tables():
+            name = f"{group.name}/{side.name}"
+            titles[name], tables[name] = side.title, _drawn(side.columns, side.rows)
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.comparison import CONTROL, compare
 from firefly_cl.benchmark.configuration import flat
-from firefly_cl.benchmark.exports import as_csv, as_latex, further_latex
+from firefly_cl.benchmark.exports import as_csv, as_latex, side_tables_latex
 from firefly_cl.benchmark.frontier import FRONTIERS
 from firefly_cl.benchmark.latency import BATCHES, newest_milliseconds
 from firefly_cl.benchmark.quantities import milliseconds, percent
@@ -54,7 +54,7 @@ _PRUNING_NOTE = (
     "held before pruning; time of all phases of one seed."
 )
 
-_FURTHER_NOTES = {
+_SIDE_NOTES = {
     "class-incremental": "Task-incremental: the task is told, and its head answers. "
     "Class-incremental: it is not, and the class is one of all tasks so far, by the greatest logit "
     "where heads share all else, else by the greatest probability among the classes of a task. "
@@ -107,7 +107,7 @@ def write_page(path: Path, groups: Sequence[ScenarioSummary]) -> list[Path]:
         figures = []
         stem = f"{path.stem}-{group.name.replace('/', '-')}"
         texts = {".csv": as_csv(group), ".tex": as_latex(group)}
-        texts |= {f"-{name}.tex": text for name, text in further_latex(group).items()}
+        texts |= {f"-{name}.tex": text for name, text in side_tables_latex(group).items()}
         for suffix, text in texts.items():
             file = path.with_name(stem + suffix)
             write_atomic(file, text.encode())
@@ -167,7 +167,7 @@ def _section(group: ScenarioSummary, figures: Sequence[str]) -> str:
             _table(columns, [*rows, *group.published_rows()]),
             f'<p class="note">{_note(group)}</p>',
             *_sources(group),
-            *_further(group),
+            *_side_tables(group),
             *_latency(group),
             *_comparison(group),
             *figures,
@@ -202,15 +202,15 @@ def _sources(group: ScenarioSummary) -> list[str]:
     return [f'<p class="note">Published: {html.escape("; ".join(told))}.</p>'] if told else []
 
 
-def _further(group: ScenarioSummary) -> list[str]:
+def _side_tables(group: ScenarioSummary) -> list[str]:
     """The tables beside the main one."""
     parts = []
-    for further in group.further():
-        title = further.title.removeprefix(f"{group.title}: ")
+    for side in group.side_tables():
+        title = side.title.removeprefix(f"{group.title}: ")
         parts += [
             f"<h3>{html.escape(title[:1].upper() + title[1:])}</h3>",
-            _table(further.columns, further.rows),
-            f'<p class="note">{html.escape(_FURTHER_NOTES[further.name])}</p>',
+            _table(side.columns, side.rows),
+            f'<p class="note">{html.escape(_SIDE_NOTES[side.name])}</p>',
         ]
     return parts
 

@@ -176,7 +176,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Further:
+class SideTable:
     """A table beside the main one of its group; `name` is put behind that of the group."""
 
     name: str
@@ -235,16 +235,16 @@ class ScenarioSummary:
             (*row[:at], latency, *row[at:]) for row, latency in zip(rows, told, strict=True)
         ]
 
-    def further(self) -> list[Further]:
+    def side_tables(self) -> list[SideTable]:
         """Tables beside that of `table`, where the records tell of them."""
         found = []
         if rows := [each.class_row() for each in self.summaries if each.class_incremental]:
             title = f"{self.title}: with the task told, and without"
-            found.append(Further("class-incremental", title, CLASS_COLUMNS, rows))
+            found.append(SideTable("class-incremental", title, CLASS_COLUMNS, rows))
         if self.grows:
             rows = [each.step_row() for each in self.summaries]
             title = f"{self.title}: decrease of the loss by a step, and by training"
-            found.append(Further("steps", title, STEP_COLUMNS, rows))
+            found.append(SideTable("steps", title, STEP_COLUMNS, rows))
         return found
 
     def published(self) -> Sequence[Published]:
@@ -409,8 +409,8 @@ def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = No
     console = console or Console()
     for group in groups:
         console.print(_printed(group.title, *group.table()))
-        for further in group.further():
-            console.print(_printed(further.title, further.columns, further.rows))
+        for side in group.side_tables():
+            console.print(_printed(side.title, side.columns, side.rows))
 
 
 def _printed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -11,9 +11,8 @@ from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
 from firefly_cl.benchmark.executors import Executor, Job
-from firefly_cl.benchmark.folders import check_writable, clear, finished_record, newest_record
+from firefly_cl.benchmark.folders import check_writable, discard, finished_record, newest_record
 from firefly_cl.benchmark.grid_display import GridDisplay
-from firefly_cl.benchmark.lock import held
 from firefly_cl.benchmark.records import Record, begun_threads
 from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
@@ -131,13 +130,10 @@ def run_in_processes(
     waiting = left_of(plan, outcomes, overwrite=overwrite)
     if not waiting:
         return
-    for planned in waiting:
-        if overwrite:
-            with held(planned.folder):
-                clear(planned.folder)
-    scenarios = Scenarios(data_dir, download)  # fetched here, once
-    check_strategies([planned.cell for planned in waiting], scenarios)
-    del scenarios
+    check_strategies([planned.cell for planned in waiting], Scenarios(data_dir, download))
+    if overwrite:
+        for planned in waiting:
+            discard(planned.folder)
     jobs = [
         Job(
             planned.cell,

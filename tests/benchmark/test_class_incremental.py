@@ -18,7 +18,7 @@ from torch import Tensor
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.class_incremental import LOGIT, PROBABILITY, evaluate, log_odds
-from firefly_cl.benchmark.exports import as_csv, further_latex
+from firefly_cl.benchmark.exports import as_csv, side_tables_latex
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.records import read_record
@@ -166,9 +166,9 @@ def asked(strategy: str, seed: int = 0, lower: float = 0.0) -> Any:
 
 def test_tables_set_it_beside_the_task_incremental_one(tmp_path: Path) -> None:
     (group,) = summaries([asked("firefly"), asked("firefly", 1, 0.1), asked("naive")])
-    (further,) = group.further()
-    columns, rows = further.columns, further.rows
-    assert further.name == "class-incremental" and columns[3:] == (
+    (side,) = group.side_tables()
+    columns, rows = side.columns, side.rows
+    assert side.name == "class-incremental" and columns[3:] == (
         "class-inc. %",
         "forgetting",
         "rule",
@@ -200,7 +200,7 @@ def test_tables_set_it_beside_the_task_incremental_one(tmp_path: Path) -> None:
 
 def test_nothing_is_told_where_nothing_was_asked(tmp_path: Path) -> None:
     (group,) = summaries([record(n_tasks=3)])
-    assert group.further() == [] and further_latex(group) == {}
+    assert group.side_tables() == [] and side_tables_latex(group) == {}
     assert "class_incremental_accuracy" not in group.as_json()[0]
     (line,) = csv.DictReader(io.StringIO(as_csv(group)))
     assert line["class_incremental_accuracy"] == ""

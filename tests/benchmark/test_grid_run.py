@@ -211,7 +211,12 @@ def test_strategies_and_data_are_checked_before_anything_runs(
     with monkeypatch.context() as patch:
         patch.setitem(STRATEGIES._objects, "other", refuse)
         assert run(GRID) == (2, [])
-    assert "unknown strategy option" in capsys.readouterr().err
+        Path("runs/fake/fake-seed0/record.json").write_text("{")
+        assert run(GRID, "--overwrite") == (2, [])
+    damaged = Path("runs/fake/fake-seed0/record.json")
+    assert damaged.read_text() == "{"  # nothing is discarded
+    damaged.unlink()
+    assert capsys.readouterr().err.count("unknown strategy option") == 2
     monkeypatch.setitem(SCENARIOS._objects, "fake", missing)
     assert run(GRID) == (2, [])
     assert capsys.readouterr().err == "error: no images at x: make some\n"

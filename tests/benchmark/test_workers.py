@@ -13,6 +13,8 @@ from firefly_cl import cli
 from firefly_cl.benchmark import placement
 from firefly_cl.benchmark.executors import Job
 from firefly_cl.benchmark.records import read_record
+from firefly_cl.continual import STRATEGIES
+from firefly_cl.errors import ConfigurationError
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,20 @@ def test_what_is_finished_is_kept_unless_discarded(run: Any) -> None:
     assert code == 0 and not jobs
     code, jobs = run("--overwrite")
     assert code == 0 and len(jobs) == 4
+
+
+def test_nothing_is_discarded_for_runs_that_cannot_begin(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(setup: Any) -> Any:
+        raise ConfigurationError("unknown strategy option 'x'")
+
+    run()
+    before = Path("runs/fake/fake-seed0/record.json").read_bytes()
+    monkeypatch.setitem(STRATEGIES._objects, "other", refuse)
+    assert run("--overwrite") == (2, [])
+    assert "unknown strategy option" in capsys.readouterr().err
+    assert Path("runs/fake/fake-seed0/record.json").read_bytes() == before
 
 
 def test_an_error_does_not_stop_the_others(run: Any, capsys: pytest.CaptureFixture[str]) -> None:

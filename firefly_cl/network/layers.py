@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from firefly_cl.network.batch_norm import batch_norm
 from firefly_cl.network.graph import Node
 from firefly_cl.network.space import Layout, Selection, channel_count, positions
 
@@ -268,7 +269,7 @@ class GrowableNorm(nn.Module):
         mean, var = block.running_mean, block.running_var
         if not training:
             return self.evaluate(x, Statistics(mean, var, block.weight, block.bias))
-        return F.batch_norm(x, mean, var, block.weight, block.bias, True, self.momentum, self.eps)
+        return batch_norm(x, mean, var, block.weight, block.bias, self.momentum, self.eps)
 
     def restated(self, by: Statistics, mean: Tensor, var: Tensor) -> Statistics:
         """The function of `by` with other statistics, its affine map making up for them.

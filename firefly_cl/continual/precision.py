@@ -42,8 +42,8 @@ class Precision:
     def of(cls, recipe: Recipe, device: torch.device) -> Precision:
         """What `recipe` asks for on `device`; "auto" takes bfloat16 only where it is fast.
 
-        Images are channels_last on CPUs, whose convolutions of few channels are then up to twice
-        as fast, and on GPUs in bfloat16.
+        Images are channels_last on CPUs, which convolve few channels faster then, and on GPUs in
+        bfloat16.
         """
         fast = has_fast_bfloat16(device)
         half = recipe.precision == "bfloat16" or (recipe.precision == "auto" and fast)

@@ -38,7 +38,7 @@ FIREFLY = Cell(
     width=0.25,
     tasks=3,
     recipe={"epochs": 2, "augmentation": {"crop_padding": 1, "flip": False}},
-    options={"grow_at": "0.5", "patience": "-10"},
+    options={"grow_at": "0.5", "patience": "-10", "settings.steps": "2"},
 )
 REPLAY = Cell(
     "split-digits",

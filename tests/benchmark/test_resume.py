@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from same_run import assert_same_run
+from small_search import SMALL_OPTIONS
 
 from firefly_cl.benchmark import cell as cells
 from firefly_cl.benchmark import checkpoints, environment
@@ -33,6 +34,8 @@ from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 VERSIONS = environment.versions()
 HARDWARE = environment.hardware(1, "cpu")
 
@@ -45,7 +48,7 @@ GROWING = Cell(
     budget=24_000,
     tasks=3,
     recipe={"epochs": 3, "mixup": 0.2, "augmentation": {"crop_padding": 1, "flip": False}},
-    options={"grow_at": "0.3,0.6", "patience": "-10"},
+    options={"grow_at": "0.3,0.6", "patience": "-10", **SMALL_OPTIONS},
 )
 
 BASELINE = replace(GROWING, strategy="naive", budget=None, options={})

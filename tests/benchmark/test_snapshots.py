@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from same_run import assert_same_run
+from small_search import SMALL_OPTIONS
 
 from firefly_cl.benchmark import cell as cells
 from firefly_cl.benchmark.cell import run_cell
@@ -22,6 +23,8 @@ from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
 
 torch.set_num_threads(1)
+
+pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 ALWAYS = 1e-9
 """Minutes that are over at the end of every epoch."""
@@ -37,7 +40,13 @@ GROWING = Cell(
     budget=24_000,
     tasks=2,
     recipe=RECIPE,
-    options={"grow_at": "0.2,0.4,0.8", "select_at": "0.4", "prune_at": "0.6", "patience": "-10"},
+    options={
+        "grow_at": "0.2,0.4,0.8",
+        "select_at": "0.4",
+        "prune_at": "0.6",
+        "patience": "-10",
+        **SMALL_OPTIONS,
+    },
 )
 BASELINE = replace(GROWING, strategy="naive", budget=None, options={})
 MEMORY = {"mem_size": "40"}
@@ -121,9 +130,19 @@ def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "cell",
     [
-        replace(GROWING, backbone="resnet9", width=0.05, budget=None, options={"grow_at": "0.4"}),
-        replace(GROWING, validation=0.0, options={"grow_at": "0.4,0.6", "restart": "yes"}),
-        replace(GROWING, options={"grow_at": "0.2,0.4,0.8", "patience": "0.99"}),
+        replace(
+            GROWING,
+            backbone="resnet9",
+            width=0.05,
+            budget=None,
+            options={"grow_at": "0.4", **SMALL_OPTIONS},
+        ),
+        replace(
+            GROWING,
+            validation=0.0,
+            options={"grow_at": "0.4,0.6", "restart": "yes", **SMALL_OPTIONS},
+        ),
+        replace(GROWING, options={"grow_at": "0.2,0.4,0.8", "patience": "0.99", **SMALL_OPTIONS}),
         replace(GROWING, recipe={**RECIPE, "optimizer": "adamw", "learning_rate": 0.002}),
         replace(BASELINE, strategy="individual"),
         BASELINE,

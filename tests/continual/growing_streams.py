@@ -12,6 +12,7 @@ from avalanche.benchmarks.scenarios.deprecated.generic_benchmark_creation import
 from avalanche.benchmarks.utils.classification_dataset import (
     _make_taskaware_classification_dataset,
 )
+from small_search import SMALL_SEARCH
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -21,7 +22,6 @@ from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.scenarios import Augmentation
 from firefly_cl.zoo import BACKBONES
 
-SMALL_SEARCH = {"news": 4, "copies": 4, "steps": 2, "score_batches": 1}
 PLAN = Plan(seed=0.5, grow_at=(0.5,), settings=SMALL_SEARCH)
 RECIPE = Recipe(
     epochs=2,

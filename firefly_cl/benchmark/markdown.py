@@ -33,7 +33,7 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
     for group in groups:
         for side in group.side_tables():
             name = f"{group.name}/{side.name}"
-            titles[name], tables[name] = side.title, _drawn(side.columns, side.rows)
+            titles[name], tables[name] = side.title, drawn(side.columns, side.rows)
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
@@ -71,10 +71,11 @@ def redraw(path: Path, groups: Sequence[ScenarioSummary]) -> None:
 def table(group: ScenarioSummary) -> str:
     """One scenario's table in Markdown, published figures below; without a last line break."""
     columns, rows = group.table()
-    return _drawn(columns, [*rows, *group.published_rows()])
+    return drawn(columns, [*rows, *group.published_rows()])
 
 
-def _drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, all but its first column to the right."""
     lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in [columns, *rows]]
     rule = "|" + "|".join(["---", *["---:"] * (len(columns) - 1)]) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -94,6 +95,11 @@ def redraw_measured(
         raise FileError(f"no {record}: measure first, without --draw") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{record} cannot be read ({error!r}): measure again") from None
+    redraw_table(page, name, text)
+
+
+def redraw_table(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the markers of table `name` in `page`; raises FileError."""
     try:
         old = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,70 @@
+"""benchmarks/stage_widths.py compares networks of equal floats on validation images alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from firefly_cl.benchmark.records import find_records, read_record
+from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.zoo import BACKBONES
+
+ROOT = Path(__file__).parents[2]
+PAGE = "before\n<!-- table:stage-widths -->\n<!-- /table -->\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def stage_widths() -> ModuleType:
+    path = ROOT / "benchmarks/stage_widths.py"
+    spec = importlib.util.spec_from_file_location("stage_widths", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["stage_widths"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_shapes_have_equal_floats(stage_widths: ModuleType) -> None:
+    even = BACKBONES.get("vgg19")(100, constant_width=16)
+    floats = sum(p.numel() for p in even.parameters())
+    for shape in stage_widths.SHAPES:
+        net = BACKBONES.get(stage_widths.register(shape))(100)
+        assert sum(p.numel() for p in net.parameters()) == pytest.approx(floats, rel=0.01)
+
+
+def test_the_even_shape_is_the_constant_vgg19(stage_widths: ModuleType) -> None:
+    nets = [
+        BACKBONES.get(name)(100, constant_width=16, generator=torch.Generator().manual_seed(0))
+        for name in (stage_widths.register("16-16-16-16-16"), "vgg19")
+    ]
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(*(net.eval()(x) for net in nets))
+
+
+def test_records_are_kept_and_drawn(stage_widths: ModuleType, tmp_path: Path) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "runs"
+    page.write_text(PAGE)
+    asked = {"data": "digits", "shapes": "1-1-1-1-1,2-1-1-1-1", "seeds": "0", "epochs": 1}
+    stage_widths.main(**asked, out=out, page=page, threads=1)
+    drawn = page.read_text()
+    assert drawn.startswith("before\n") and drawn.endswith("after\n")
+    assert "| 1-1-1-1-1 | 1 |" in drawn and "| 2-1-1-1-1 | 1 |" in drawn
+
+    records = [read_record(path) for path in find_records([out])]
+    assert [record.configuration["evaluate_on"] for record in records] == ["validation"] * 2
+    page.write_text(PAGE)
+    stage_widths.main(out=out, page=page, draw=True)
+    assert page.read_text() == drawn
+
+
+def test_errors_say_what_to_do(stage_widths: ModuleType, tmp_path: Path) -> None:
+    for shape in ("16-16", "16-16-16-16-x", "0-1-1-1-1", "1--1-1-1-1"):
+        with pytest.raises(ConfigurationError, match="channels of 5 stages"):
+            stage_widths.stages(shape)
+    with pytest.raises(FileError, match="does not exist"):
+        stage_widths.main(out=tmp_path / "none", page=tmp_path / "page.md", draw=True)

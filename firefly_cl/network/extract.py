@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, fx, nn
 
 from firefly_cl.errors import EditError
 from firefly_cl.network.graph import MAPS, Node
-from firefly_cl.network.layers import GrowableLayer, GrowableNorm
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm, UnitsOf
 from firefly_cl.network.net import FireflyNet
-from firefly_cl.network.space import GIVEN, channel_count, positions
+from firefly_cl.network.space import GIVEN, Selection, channel_count, positions
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
     that the network has not seen.
     """
     task = net.check_task(task)
-    units = net.active_units(task)
+    units, reads, owned = net.active_units(task), cache(net.read_units), cache(net.owned_units)
     root = nn.Module()
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
@@ -37,7 +38,7 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
         elif node.kind == "output":
             made[node.name] = graph.output(inputs[0])
         elif node.name in net.layers:
-            root.add_module(node.name, _module(net, node, task))
+            root.add_module(node.name, _module(net, node, task, units, reads, owned))
             made[node.name] = graph.call_module(node.name, (inputs[0],))
         elif node.kind == "add":
             total = inputs[0]
@@ -69,10 +70,12 @@ def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node) -> fx.Node:
     return graph.call_function(MAPS[operation], (x,), attributes)
 
 
-def _module(net: FireflyNet, node: Node, task: int) -> nn.Module:
-    layer, units = net.layers[node.name], net.active_units(task)
+def _module(
+    net: FireflyNet, node: Node, task: int, units: Selection, reads: UnitsOf, owned: UnitsOf
+) -> nn.Module:
+    layer = net.layers[node.name]
     if isinstance(layer, GrowableNorm):
-        norm = layer.assemble(range(GIVEN, task + 1), units, net.owned_units)
+        norm = layer.assemble(range(GIVEN, task + 1), units, owned)
         kind = nn.BatchNorm1d if node.flat else nn.BatchNorm2d
         out = kind(len(norm.mean), layer.eps, layer.momentum, layer.affine)
         values: dict[str, Tensor | None] = {
@@ -88,13 +91,11 @@ def _module(net: FireflyNet, node: Node, task: int) -> nn.Module:
         block = layer.block(task)
         if block is None:
             raise EditError(f"task {task} has no head")
-        whole = layer.whole_rows(task, net.read_units, net.owned_units)
-        weight = _over_active(net, layer, task, whole)
+        whole = layer.whole_rows(task, net.read_units, owned)
+        weight = _over_active(layer, units, reads(task), whole)
         bias = None if block.bias is None else block.bias.detach().clone()
     else:
-        weight, bias = layer.assemble(
-            range(task + 1), units, units, net.read_units, net.owned_units
-        )
+        weight, bias = layer.assemble(range(task + 1), units, units, reads, owned)
     made: nn.Module
     if layer.is_conv:
         channels = channel_count(layer.reads, units)
@@ -113,10 +114,9 @@ def _module(net: FireflyNet, node: Node, task: int) -> nn.Module:
     return _filled(made, {"weight": weight, "bias": bias})
 
 
-def _over_active(net: FireflyNet, layer: GrowableLayer, task: int, whole: Tensor) -> Tensor:
+def _over_active(layer: GrowableLayer, units: Selection, read: Selection, whole: Tensor) -> Tensor:
     """A head's rows over what the task reads, as rows over everything active."""
-    units = net.active_units(task)
-    at, _ = positions(layer.reads, units, net.read_units(task))
+    at, _ = positions(layer.reads, units, read)
     weight = whole.new_zeros(whole.shape[0], channel_count(layer.reads, units))
     weight[:, at] = whole
     return weight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -274,16 +275,17 @@ class FireflyNet(nn.Module):
     def _make_plan(self, task: int) -> Plan:
         plan = Plan()
         active = self.tasks[task].active
+        owned, reads = cache(self.owned_units), cache(self.read_units)
         for node in self.nodes:
             layer = self.layers[node.name] if node.name in self.layers else None
             if isinstance(layer, GrowableNorm):
                 if channel_count(layer.writes, active):
                     owners = range(GIVEN, task)
-                    plan.statistics[node.name] = layer.assemble(owners, active, self.owned_units)
+                    plan.statistics[node.name] = layer.assemble(owners, active, owned)
             elif isinstance(layer, GrowableLayer):
                 if channel_count(layer.writes, active) and not layer.is_head:
                     plan.weights[node.name] = layer.assemble(
-                        range(task), active, active, self.read_units, self.owned_units
+                        range(task), active, active, reads, owned
                     )
                 at, _ = positions(layer.reads, active, self.tasks[task].reads)
                 whole = len(at) == channel_count(layer.reads, active)

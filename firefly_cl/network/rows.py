@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -71,8 +72,9 @@ def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:
     weight = own.from_own.new_zeros(len(units) * repeat, *shape)
     bias = weight.new_zeros(len(weight)) if own.bias is not None else None
     chosen = only(net, space, units)
+    reads, owns = cache(net.read_units), cache(net.owned_units)
     for owner in range(net.current):
-        block, owned = layer.block(owner), net.owned_units(owner)
+        block, owned = layer.block(owner), owns(owner)
         of_owner = only(net, space, owned[space][torch.isin(owned[space], units)])
         if block is None or not len(of_owner[space]):
             continue
@@ -81,13 +83,13 @@ def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:
         if layer.per_unit:
             weight[here] = block.from_own.detach()[there]
         else:
-            columns, found = positions(layer.reads, net.tasks[-1].reads, net.read_units(owner))
+            columns, found = positions(layer.reads, net.tasks[-1].reads, reads(owner))
             if not bool(found.all()):
                 raise EditError(
                     f"cannot unlock units of task {owner} in {space}: the newest task does not "
                     f"read everything that their rows in {name} read"
                 )
-            whole = layer.whole_rows(owner, net.read_units, net.owned_units)[there]
+            whole = layer.whole_rows(owner, reads, owns)[there]
             weight[here[:, None], columns] = whole
         if bias is not None and block.bias is not None:
             bias[here] = block.bias.detach()[there]

@@ -82,7 +82,7 @@ def positions(layout: Layout, inside: Selection, of: Selection) -> tuple[Tensor,
         clipped = at.clamp(max=max(len(present) - 1, 0))
         there = present[clipped] == wanted if len(present) else torch.zeros_like(wanted).bool()
         where.append(base + expand(clipped, segment.repeat))
-        found.append(there.repeat_interleave(segment.repeat))
+        found.append(there if segment.repeat == 1 else there.repeat_interleave(segment.repeat))
         base += len(present) * segment.repeat
     if not where:
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)

@@ -75,12 +75,13 @@ $(VENV)/.created:
 		exit 1; } >&2
 	@touch $@
 
+# Modules are compiled as they are imported: all of them would take a minute, few are used.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.created
 	@echo "Installing firefly_cl into $(VENV): once, some minutes (torch is large)"
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --no-compile --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
 	@echo "Installing firefly_cl and its development tools into $(VENV): once, some minutes"
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	@touch $@ $(VENV)/.installed

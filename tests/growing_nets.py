@@ -16,12 +16,29 @@ from firefly_cl.network.rebuild import Edit
 from firefly_cl.network.rows import only
 from firefly_cl.network.space import positions
 from firefly_cl.zoo import BACKBONES
+from firefly_cl.zoo.blocks import ConvNet, conv_norm_relu
 
 NAMES = BACKBONES.names()
 SIDE = 8
 CHANNELS = 2
-VARIED = ("mlp-bn", "resnet9", "mobilenetv1", "grouped", "concat")
+VARIED = ("mlp-bn", "resnet9", "separable", "grouped", "concat")
 """One model of each structure: dense, residual, depthwise, grouped, joined branches."""
+
+
+def separable(
+    n_classes: int,
+    in_channels: int,
+    image_size: int,
+    constant_width: int,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """MobileNetV1 cut short: a stem and three depthwise-separable blocks, one of them strided."""
+    channels = constant_width
+    layers = [conv_norm_relu(in_channels, channels)]
+    for stride in (1, 2, 1):
+        layers.append(conv_norm_relu(channels, channels, stride=stride, groups=channels))
+        layers.append(conv_norm_relu(channels, channels, kernel_size=1))
+    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -33,7 +50,8 @@ def images(n: int = 4, dtype: torch.dtype = torch.float64, seed: int = 1) -> Ten
 
 
 def plain_model(name: str, width: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
-    model: nn.Module = BACKBONES.get(name)(
+    build = separable if name == "separable" else BACKBONES.get(name)
+    model: nn.Module = build(
         n_classes=classes,
         in_channels=CHANNELS,
         image_size=SIDE,

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 from same_run import assert_same_run
-from small_search import SMALL_OPTIONS
+from small_search import SMALL_OPTIONS, SMALL_SEARCH
 
+from firefly_cl import cli
 from firefly_cl.benchmark import cell as cells
 from firefly_cl.benchmark import checkpoints, environment
 from firefly_cl.benchmark.cell import run_cell
@@ -445,12 +446,13 @@ def test_a_memory_of_another_strategy_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "firefly_cl.cli", "run", "split-digits", "--threads", "1"]
-    command += ["--strategy", "firefly", "--tasks", "3", "--epochs", "4", "--out"]
+    arguments = ["run", "split-digits", "--threads", "1", "--strategy", "firefly", "--tasks", "3"]
+    for name, value in SMALL_SEARCH.items():
+        arguments += ["--setting", f"{name}={value}"]
+    arguments += ["--epochs", "4", "--out"]
+    command = [sys.executable, "-m", "firefly_cl.cli", *arguments, str(tmp_path / "killed")]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True, env=environ
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if "task 1/3 (" in line:
@@ -458,13 +460,10 @@ def test_a_killed_process_is_continued(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     tasks = len(read_record(tmp_path / "killed/split-digits/firefly-seed0").accuracy)
     assert 1 <= tasks < 3
-    for name in ("killed", "whole"):
-        done = subprocess.run(
-            [*command, str(tmp_path / name)], capture_output=True, text=True, env=environ
-        )
-        assert done.returncode == 0, done.stderr
-        continued = f"[1/1] firefly seed 0: continues after task {tasks}/3\n" in done.stderr
-        assert continued == (name == "killed")
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert f"[1/1] firefly seed 0: continues after task {tasks}/3\n" in done.stderr
+    assert cli.execute(cli._parse([*arguments, str(tmp_path / "whole")])) == 0
     folders = [tmp_path / name / "split-digits/firefly-seed0" for name in ("whole", "killed")]
     assert read_record(folders[0]).growth_events
     assert_same_run(*folders)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from stopped_runs import interrupted, run
 
 from firefly_cl.benchmark import drawing
+from firefly_cl.benchmark.records import read_record
+from firefly_cl.continual.firefly import FireflyLearner
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +21,30 @@ def blank_pictures() -> Iterator[None]:
         for name in ("draw_widths", "draw_network"):
             patch.setattr(drawing, name, lambda *_: Figure(figsize=(1, 1)))
         yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted; it grows in every task, up to its budget."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder) == []
+    record = read_record(folder)
+    assert {event["task"] for event in record.growth_events} == {0, 1, 2}
+    assert record.parameters <= 24_000 < record.parameters * 1.05
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its second task."""
+    folder = tmp_path_factory.mktemp("one")
+    interrupted(folder, FireflyLearner, "train", 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed in its third task."""
+    folder = tmp_path_factory.mktemp("two")
+    interrupted(folder, FireflyLearner, "train", 3)
+    return folder

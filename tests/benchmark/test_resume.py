@@ -16,22 +16,17 @@ from typing import Any
 import pytest
 import torch
 from same_run import assert_same_run
-from small_search import SMALL_OPTIONS, SMALL_SEARCH
+from small_search import SMALL_SEARCH
+from stopped_runs import BASELINE, GROWING, LAST_WRITE, Killed, digits, interrupted, run, stop
 
 from firefly_cl import cli
-from firefly_cl.benchmark import cell as cells
 from firefly_cl.benchmark import checkpoints, environment
-from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.configuration import Cell
-from firefly_cl.benchmark.folders import MODEL_FOLDER
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.benchmark.verify import verify
-from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.firefly import FireflyLearner
-from firefly_cl.continual.learner import Resumable
 from firefly_cl.errors import FileError
 from firefly_cl.growth.latency import LatencyTable
-from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
 torch.set_num_threads(1)
 
@@ -39,104 +34,6 @@ pytestmark = pytest.mark.usefixtures("blank_pictures")
 
 VERSIONS = environment.versions()
 HARDWARE = environment.hardware(1, "cpu")
-
-GROWING = Cell(
-    "split-digits",
-    "firefly",
-    0,
-    "mlp",
-    width=0.25,
-    budget=24_000,
-    tasks=3,
-    recipe={"epochs": 3, "mixup": 0.2, "augmentation": {"crop_padding": 1, "flip": False}},
-    options={"grow_at": "0.3,0.6", "patience": "-10", **SMALL_OPTIONS},
-)
-
-BASELINE = replace(GROWING, strategy="naive", budget=None, options={})
-
-
-LAST_WRITE = {1: 3, 2: 8, 3: 13}
-"""Which write of checkpoints is that of the record, after so many tasks."""
-
-
-class Killed(BaseException):
-    """What a test stops a run with; no part of a run handles it."""
-
-
-def digits(cell: Cell) -> Scenario:
-    options = ScenarioOptions(seed=cell.seed, first_tasks=cell.tasks, validation=cell.validation)
-    return SCENARIOS.get("split-digits")(options)
-
-
-def run(folder: Path, cell: Cell = GROWING, scenario: Scenario | None = None) -> list[str]:
-    """Run the cell; what was said of an earlier run."""
-    folder.mkdir(exist_ok=True)
-    said: list[str] = []
-    run_cell(
-        cell,
-        scenario or digits(cell),
-        STRATEGIES.get(cell.strategy),
-        folder,
-        threads=1,
-        progress=lambda progress: None,
-        resumed=lambda record, where: said.append(f"continues {where}"),
-        discarded=lambda record, why: said.append(why),
-    )
-    return said
-
-
-def stop(
-    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False
-) -> None:
-    """Make a call of a function the moment at which the run is killed."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def stopping(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and not after:
-            raise Killed
-        result = original(*arguments, **named)
-        if calls == call:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, stopping)
-
-
-def interrupted(folder: Path, owner: Any, name: str, call: int, *, after: bool = False) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        stop(patch, owner, name, call, after=after)
-        with pytest.raises(Killed):
-            run(folder)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never interrupted; it grows in every task, up to its budget."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert run(folder) == []
-    record = read_record(folder)
-    assert {event["task"] for event in record.growth_events} == {0, 1, 2}
-    assert record.parameters <= 24_000 < record.parameters * 1.05
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in its second task."""
-    folder = tmp_path_factory.mktemp("one")
-    interrupted(folder, FireflyLearner, "train", 2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in its third task."""
-    folder = tmp_path_factory.mktemp("two")
-    interrupted(folder, FireflyLearner, "train", 3)
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -321,128 +218,6 @@ def test_a_run_on_other_data_is_refused(one_task: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(one_task, tmp_path / "run")
     with pytest.raises(FileError, match="data sha256"):
         run(folder, scenario=digits(replace(GROWING, seed=1)))
-
-
-def flipped(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-
-
-def halved(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-DAMAGES = [
-    (flipped, "model/model.safetensors", "damaged (its checksum differs)"),
-    (halved, "model/model.safetensors", "damaged (its checksum differs)"),
-    (Path.unlink, "model/model.safetensors", "is missing"),
-    (halved, "model/model.json", "damaged (its checksum differs)"),
-    (halved, "model/checksums.json", "is damaged"),
-    (halved, "probe.safetensors", "damaged (its checksum differs)"),
-    (Path.unlink, "probe.safetensors", "is missing"),
-    (halved, "record.json", "damaged (its checksum differs)"),
-]
-
-
-@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES[:-1])
-def test_a_damaged_run_starts_again(
-    damage: Callable[[Path], Any], file: str, why: str, one_task: Path, whole: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(one_task, tmp_path / "run")
-    damage(folder / file)
-    (said,) = run(folder)
-    assert why in said and file in said and "\n" not in said
-    assert_same_run(whole, folder)
-
-
-@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES)
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    damage: Callable[[Path], Any], file: str, why: str, two_tasks: Path, whole: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(two_tasks, tmp_path / "run")
-    damage(folder / file)
-    (said,) = run(folder)
-    assert said.startswith("continues only after task 1/3 (") and "\n" not in said
-    assert why in said and file in said
-    assert_same_run(whole, folder)
-
-
-def test_falling_back_may_be_cut_off(two_tasks: Path, whole: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(two_tasks, tmp_path / "run")
-    halved(folder / "model/model.safetensors")
-    interrupted(folder, checkpoints, "_remove", 1)  # the record is the older one already
-    assert run(folder) == ["continues after task 1/3"]
-    assert_same_run(whole, folder)
-
-
-def test_both_checkpoints_damaged_start_again(two_tasks: Path, whole: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(two_tasks, tmp_path / "run")
-    for name in ("model", "model.before"):
-        halved(folder / name / "model.safetensors")
-    (said,) = run(folder)
-    assert str(folder / "model/model.safetensors") in said
-    assert_same_run(whole, folder)
-
-
-def test_two_checkpoints_are_kept_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[int] = []
-    original = checkpoints.write_atomic
-
-    def counting(path: Path, content: bytes) -> None:
-        original(path, content)
-        held.append(len(list(tmp_path.glob("model*"))))
-
-    monkeypatch.setattr(checkpoints, "write_atomic", counting)
-    run(tmp_path)
-    assert len(held) == LAST_WRITE[3] and max(held) == 2
-    assert [path.name for path in tmp_path.glob("*.before")] == []
-
-
-def test_a_new_model_that_was_cut_off_leaves_the_one_before(whole: Path, tmp_path: Path) -> None:
-    interrupted(tmp_path, checkpoints, "write_atomic", 7)  # the record does not tell of it yet
-    halved(tmp_path / "model/model.safetensors")
-    assert run(tmp_path) == ["continues after task 1/3"]
-    assert_same_run(whole, tmp_path)
-
-
-@pytest.mark.parametrize("strategy", ["firefly", "individual", "naive", "ewc", "replay", "packnet"])
-def test_a_model_of_another_number_of_tasks_is_refused(strategy: str, tmp_path: Path) -> None:
-    cell = replace(GROWING, strategy=strategy, options={}, budget=None, tasks=2)
-    run(tmp_path, cell)
-    setup = cells.setup_of(cell, digits(cell), lambda progress: None)
-    learner = STRATEGIES.get(strategy)(setup)
-    assert isinstance(learner, Resumable)
-    for tasks in (1, 3):
-        with pytest.raises(FileError, match=f"{tasks}$"):
-            learner.resume(tmp_path / MODEL_FOLDER, tasks)
-    assert learner.tasks_trained == 0
-    learner.resume(tmp_path / MODEL_FOLDER, 2)
-    assert learner.tasks_trained == 2
-    assert learner.bytes() == read_record(tmp_path).bytes
-
-
-@pytest.mark.parametrize("damage", [flipped, halved, Path.unlink])
-def test_a_damaged_memory_is_told(damage: Callable[[Path], Any], tmp_path: Path) -> None:
-    cell = replace(BASELINE, strategy="replay", options={"mem_size": "40"}, tasks=2)
-    run(tmp_path / "whole", cell)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        stop(patch, cells, "write_checkpoint", 1, after=True)
-        run(tmp_path / "run", cell)
-    (memory,) = (tmp_path / "run" / MODEL_FOLDER).glob("memory-*")
-    damage(memory)
-    (said,) = run(tmp_path / "run", cell)
-    assert f"{memory}" in said and ("missing" if damage is Path.unlink else "checksum") in said
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-
-
-def test_a_memory_of_another_strategy_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, replace(BASELINE, strategy="ewc", tasks=2))
-    cell = replace(BASELINE, strategy="replay", tasks=2)
-    learner = STRATEGIES.get("replay")(cells.setup_of(cell, digits(cell), lambda progress: None))
-    assert isinstance(learner, Resumable)
-    with pytest.raises(FileError, match="of another strategy"):
-        learner.resume(tmp_path / MODEL_FOLDER, 2)
 
 
 def test_a_killed_process_is_continued(tmp_path: Path) -> None:

@@ -166,15 +166,17 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
         if number < 1:
             raise ConfigurationError(f"--{option} is {number}: give 1 or more")
     from firefly_cl.benchmark.folders import check_writable
+    from firefly_cl.benchmark.placement import local_processes
 
     check_writable(command.out)
+    most = sum(len(request.seeds) * len(request.strategies) for _, request, _ in runs)
+    executor = local_processes(command.workers, most=most)  # while the cores are still all ours
     use_threads(threads if command.workers == 1 else 1)
     check_device(command.device)
     for _, request, _ in runs:
         check_criteria(request)
 
     from firefly_cl.benchmark.display import Display
-    from firefly_cl.benchmark.placement import local_processes
     from firefly_cl.benchmark.runner import Planned, run_cells, run_in_processes
 
     plan = [
@@ -186,7 +188,6 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
         name: getattr(command, name) for name in ("data_dir", "download", "overwrite", "save_every")
     }
     if command.workers > 1:
-        executor = local_processes(command.workers, most=len(plan))
         run_in_processes(plan, executor, threads=command.threads, outcomes=outcomes, **common)
     else:
         with Display() as display:

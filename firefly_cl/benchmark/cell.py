@@ -124,6 +124,7 @@ def run_cell(
         if unfinished is not None:
             if isinstance(learner, Resumable):
                 _check_surroundings(unfinished, record, folder)
+        if unfinished is not None and unfinished.accuracy:
             try:
                 record, probe, why = _resume(learner, folder)
             except FileError as error:
@@ -218,8 +219,8 @@ def _check_surroundings(found: Record, fresh: Record, folder: Path) -> None:
     for part in ("configuration", "versions", "hardware", "data"):
         for name, (was, now) in differences(getattr(found, part), getattr(fresh, part)).items():
             raise FileError(
-                f"{folder} holds {len(found.accuracy)} tasks of an unfinished run with {part} "
-                f"{name} {was!r}, not {now!r}: go on with that, or discard it with --overwrite"
+                f"{folder} holds an unfinished run with {part} {name} {was!r}, not {now!r}: go on "
+                "with that, or discard it with --overwrite"
             )
 
 

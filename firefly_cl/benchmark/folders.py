@@ -55,17 +55,25 @@ def finished_record(cell: Cell, folder: Path) -> Record | None:
 
 
 def unfinished_record(folder: Path) -> Record | None:
-    """The record of a run in `folder` that has ended some of its tasks and not all."""
+    """The record of a run in `folder` that goes on: some tasks are done, or a part of the first."""
     record = newest_record(folder)
-    return None if record is None or record.finished or not record.accuracy else record
+    if record is None or record.finished:
+        return None
+    return record if record.accuracy or (folder / SNAPSHOT_NAME).exists() else None
+
+
+def begun_threads(folder: Path) -> int | None:
+    """Threads that a begun run must go on with to come to the same bits; None for others."""
+    record = unfinished_record(folder)
+    return None if record is None else int(record.hardware["threads"])
 
 
 def newest_record(folder: Path) -> Record | None:
-    """The record in `folder`, or where it is damaged that of the task before; None without one.
+    """The record in `folder`, or where it is missing or damaged that of the task before, or None.
 
-    Raises FileError if neither can be read.
+    Raises FileError if there is one and none can be read.
     """
-    if not (folder / FILE_NAME).exists():
+    if not any((folder / name).exists() for name in (FILE_NAME, RECORD_BEFORE)):
         return None
     try:
         return read_record(folder)
@@ -85,7 +93,7 @@ def remove_parts(folder: Path) -> None:
 def clear(folder: Path) -> None:
     """Remove what a run of a cell keeps in `folder`, and nothing else."""
     try:
-        files = (FILE_NAME, RECORD_BEFORE, PROBE_NAME, PROBE_BEFORE, SNAPSHOT_NAME, ERROR_NAME)
+        files = (RECORD_BEFORE, FILE_NAME, PROBE_NAME, PROBE_BEFORE, SNAPSHOT_NAME, ERROR_NAME)
         for name in files:
             (folder / name).unlink(missing_ok=True)
         for name in (MODEL_FOLDER, MODEL_BEFORE, MODEL_NEW, EVENTS_FOLDER):

@@ -91,6 +91,7 @@ def _run(
             standing.folder,
             standing.threads,
             command.data_dir,
+            command.download,
             save_every=command.save_every,
         )
         for standing in left

@@ -202,13 +202,6 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def begun_threads(record: Record | None) -> int | None:
-    """Threads that a begun run must go on with to come to the same bits; None for others."""
-    if record is None or record.finished or not record.accuracy:
-        return None
-    return int(record.hardware["threads"])
-
-
 def find_records(paths: Sequence[Path]) -> list[Path]:
     """The record files in `paths` and below, each once, sorted; FileError where there is none."""
     found: dict[Path, None] = {}

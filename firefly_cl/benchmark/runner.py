@@ -11,9 +11,9 @@ from firefly_cl.benchmark.cell import run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
 from firefly_cl.benchmark.executors import Executor, Job
-from firefly_cl.benchmark.folders import check_writable, discard, finished_record, newest_record
+from firefly_cl.benchmark.folders import begun_threads, check_writable, discard, finished_record
 from firefly_cl.benchmark.grid_display import GridDisplay
-from firefly_cl.benchmark.records import Record, begun_threads
+from firefly_cl.benchmark.records import Record
 from firefly_cl.continual.learner import silent
 from firefly_cl.errors import DivergenceError
 
@@ -138,8 +138,9 @@ def run_in_processes(
         Job(
             planned.cell,
             planned.folder,
-            threads or begun_threads(newest_record(planned.folder)),
+            threads or begun_threads(planned.folder),
             data_dir,
+            download,
             save_every=save_every,
         )
         for planned in waiting

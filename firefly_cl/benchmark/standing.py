@@ -9,9 +9,9 @@ from pathlib import Path
 
 from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.failures import read_failure
-from firefly_cl.benchmark.folders import finished_record, newest_record
+from firefly_cl.benchmark.folders import begun_threads, finished_record, newest_record
 from firefly_cl.benchmark.grid import GridCell
-from firefly_cl.benchmark.records import Record, begun_threads
+from firefly_cl.benchmark.records import Record
 from firefly_cl.errors import FileError
 
 
@@ -37,7 +37,7 @@ class Standing:
     @property
     def threads(self) -> int | None:
         """Threads that a begun run must go on with to come to the same bits; None if new."""
-        return begun_threads(self.record)
+        return None if self.record is None else begun_threads(self.folder)
 
     @property
     def state(self) -> str:
@@ -48,7 +48,7 @@ class Standing:
             return "failed"
         if self.obstacle is not None:
             return "blocked"
-        return "begun" if self.record is not None and self.record.accuracy else "new"
+        return "new" if self.threads is None else "begun"
 
     def __str__(self) -> str:
         """The state, with what it is due to."""

@@ -23,8 +23,8 @@ from firefly_cl import errors
 from firefly_cl.benchmark.configuration import differences
 from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.failures import Failure, read_failure
-from firefly_cl.benchmark.folders import check_writable, finished_record
-from firefly_cl.benchmark.grid import GridCell, read_grid, read_tables
+from firefly_cl.benchmark.folders import begun_threads, check_writable, finished_record
+from firefly_cl.benchmark.grid import read_grid, read_tables
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.grid_run import OUT
 from firefly_cl.benchmark.placement import executor_of
@@ -33,7 +33,6 @@ from firefly_cl.benchmark.quantities import percent
 from firefly_cl.benchmark.records import FILE_NAME, Record, read_record, write_atomic
 from firefly_cl.benchmark.sampler import load_optuna, propose
 from firefly_cl.benchmark.search import Search, searches_of, short
-from firefly_cl.benchmark.standing import Standing
 from firefly_cl.benchmark.trials import Trial, best, read_trial, write_trial
 from firefly_cl.benchmark.tuned_grid import shown, tuned_grid
 from firefly_cl.errors import (
@@ -220,9 +219,9 @@ def _round(
             if finished_record(cell, folder) is not None:
                 display.finished += 1
                 continue
-            record = _record(folder)
-            standing = Standing(GridCell(search.scenario, search.strategy, cell), folder, record)
-            jobs.append(Job(cell, folder, standing.threads, command.data_dir))
+            jobs.append(
+                Job(cell, folder, begun_threads(folder), command.data_dir, command.download)
+            )
     for job in jobs:
         check_writable(job.folder)
     if jobs:

@@ -45,10 +45,11 @@ DAMAGES = [
     (halved, "probe.safetensors", "damaged (its checksum differs)"),
     (Path.unlink, "probe.safetensors", "is missing"),
     (halved, "record.json", "damaged (its checksum differs)"),
+    (Path.unlink, "record.json", "missing"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES[:-1])
+@pytest.mark.parametrize(("damage", "file", "why"), DAMAGES[:-2])
 def test_a_damaged_run_starts_again(
     damage: Callable[[Path], Any], file: str, why: str, one_task: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -13,9 +13,10 @@ from same_run import assert_same_run
 from small_search import SMALL_OPTIONS
 
 from firefly_cl.benchmark import cell as cells
+from firefly_cl.benchmark import environment
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.configuration import Cell
-from firefly_cl.benchmark.folders import SNAPSHOT_NAME
+from firefly_cl.benchmark.folders import SNAPSHOT_NAME, begun_threads
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.snapshot import Snapshot, Snapshots, read_snapshot
@@ -113,6 +114,22 @@ def test_a_task_may_be_killed_again_and_again(whole: Path, tmp_path: Path) -> No
         run(tmp_path, GROWING, 1)
     assert run(tmp_path, GROWING) == ["continues after epoch 4 of task 2/2"]
     assert_same_run(whole, tmp_path)
+
+
+def test_a_part_of_the_first_task_is_refused_elsewhere_and_kept(tmp_path: Path) -> None:
+    run(tmp_path, BASELINE, 1)
+    before = (tmp_path / SNAPSHOT_NAME).read_bytes()
+    assert begun_threads(tmp_path) == 1
+    for part, other in (
+        ("versions", {**environment.versions(), "torch": "0.1"}),
+        ("hardware", environment.hardware(7, "cpu")),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(environment, part, lambda *_, other=other: other)
+            with pytest.raises(FileError, match=f"unfinished run with {part}.*--overwrite"):
+                run(tmp_path, BASELINE)
+        assert (tmp_path / SNAPSHOT_NAME).read_bytes() == before
+    assert run(tmp_path, BASELINE) == ["continues after epoch 1 of task 1/2"]
 
 
 def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmark_fakes import InThisProcess, ResumableFake, install
 
 from firefly_cl import cli
-from firefly_cl.benchmark import placement
+from firefly_cl.benchmark import environment, placement
 from firefly_cl.benchmark.executors import Job
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual import STRATEGIES
@@ -102,6 +102,22 @@ def test_a_begun_run_keeps_its_threads(run: Any) -> None:
     assert {job.cell.seed: job.threads for job in jobs} == {0: 1, 1: None}
     _, jobs = run("--strategy", "other", "--threads", "3", "--overwrite")
     assert {job.threads for job in jobs} == {3}
+
+
+def test_workers_share_all_cores(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+    made = InThisProcess()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environment, "physical_cores", lambda: 8)
+    monkeypatch.setattr(placement, "LocalProcesses", lambda *a: asked.append(a) or made)
+    arguments = ["run", "fake", "--strategy", "fake,other", "--epochs", "2", "--workers", "3"]
+    assert cli.execute(cli._parse(arguments)) == 0
+    assert asked == [(2, 8, 2)]  # as many workers as runs, cores, retries
+
+
+def test_workers_may_fetch_data_too(run: Any) -> None:
+    assert {job.download for job in run("--download")[1]} == {True}
+    assert {job.download for job in run("--overwrite")[1]} == {False}
 
 
 @pytest.mark.parametrize("option", ["--workers", "--threads"])

@@ -243,7 +243,7 @@ def _new_record(cell: Cell, scenario: Scenario, threads: int) -> Record:
         configuration=cell.as_json(),
         versions=environment.versions(),
         hardware=environment.hardware(threads, cell.device),
-        data=_fingerprint(scenario),
+        data=fingerprint(scenario),
         seed=cell.seed,
         tasks=[task.name for task in scenario.tasks],
         finished=False,
@@ -333,7 +333,8 @@ def _probe(learner: Learner, scenario: Scenario, probe: Probe) -> None:
         probe.ended.setdefault(j, probe.last[j].clone())
 
 
-def _fingerprint(scenario: Scenario) -> Mapping[str, Any]:
+def fingerprint(scenario: Scenario) -> Mapping[str, Any]:
+    """What the images and labels of a scenario are known by: their digest and their numbers."""
     digest = hashlib.sha256()
     images = {"train": 0, "validation": 0, "test": 0}
     for task in scenario.tasks:

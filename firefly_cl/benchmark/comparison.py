@@ -15,6 +15,9 @@ from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
 CONTROL = "individual"
 """The strategy whose networks know one task each: what a task reaches without any other."""
 
+_ROUNDING = 1e-12
+"""How far differences of accuracies may be apart and still be equal."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,7 +71,7 @@ def _pairs(one: Summary, other: Summary) -> list[tuple[Record, Record]]:
 
 def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of a paired t-test, from the differences of the pairs (Student 1908)."""
-    if len(differences) < 2 or max(differences) == min(differences):
+    if len(differences) < 2 or max(differences) - min(differences) < _ROUNDING:
         return None
     p = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return p if math.isfinite(p) else None
@@ -96,10 +99,10 @@ def forward_transfer(record: Record, control: Record) -> float | None:
     compare with independent models). `control`: the record of `individual`, with the same seed.
     None for one task, and where tasks were not answered when they ended.
     """
-    gains = [
-        mine - alone
-        for j in range(1, len(record.accuracy))
-        if (mine := record.accuracy[j][j]) is not None
-        and (alone := control.accuracy[j][j]) is not None
-    ]
+    gains = []
+    for j in range(1, len(record.accuracy)):
+        mine, alone = record.accuracy[j][j], control.accuracy[j][j]
+        if mine is None or alone is None:
+            return None
+        gains.append(mine - alone)
     return statistics.fmean(gains) if gains else None

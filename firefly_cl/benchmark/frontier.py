@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.plots import GRID, MARKERS, MUTED, SERIES, STYLE, Draw, Size
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
@@ -83,7 +83,7 @@ def _lines(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
     settings = {}
     for summary in summaries:
         rest = _without_price(summary.records[0].configuration)
-        key = json.dumps(rest, sort_keys=True)
+        key = digest(rest)
         settings[key] = rest
         found.setdefault(key, []).append(summary)
     if len(found) == 1:

@@ -60,8 +60,14 @@ def _make_ready(found: Sequence[Standing], command: Benchmark, out: Path) -> Non
     Raises FireflyError, and has discarded nothing then.
     """
     from firefly_cl.benchmark.environment import use_threads
-    from firefly_cl.benchmark.runner import Scenarios, check_strategies
+    from firefly_cl.benchmark.runner import Scenarios, check_data, check_strategies
 
+    finished = [
+        (standing.grid_cell.cell, standing.folder, standing.record)
+        for standing in found
+        if standing.finished and standing.record is not None
+    ]
+    check_data(finished, command.data_dir, download=command.download)
     left = [standing for standing in found if not standing.finished]
     if not command.overwrite:
         for standing in left:

@@ -12,12 +12,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.configuration import digest, flat
 from firefly_cl.benchmark.growth_steps import STEP_COLUMNS, step_row
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, undisturbed
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
 from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
+from firefly_cl.errors import FileError
 
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
 """Sizes are of everything kept after the last task; FLOPs of one image, averaged over tasks."""
@@ -312,9 +313,12 @@ def summaries(records: Sequence[Record]) -> list[ScenarioSummary]:
     """Group finished records by scenario and cut, then by strategy and configuration.
 
     Growth on one task is a group of its own for each backbone, where nothing else is compared.
+    Raises FileError for records of one stream that were made on different images.
     """
     found: list[tuple[str, str, list[Record]]] = []
     cuts = sorted(_grouped(records, _cut).values(), key=_order)
+    for group in cuts:
+        _check_data(group)
     scenarios = [_order(group)[0] for group in cuts if not _grown_alone(group)]
     for group in cuts:
         scenario, tasks = _order(group)
@@ -362,11 +366,24 @@ def _cut(record: Record) -> str:
     return json.dumps([*settings, len(record.tasks)])
 
 
+def _check_data(group: Sequence[Record]) -> None:
+    """Raise FileError where records of the same stream and seed tell of different images."""
+    first: dict[int, Record] = {}
+    for record in group:
+        other = first.setdefault(record.seed, record)
+        if record.data.get("sha256") != other.data.get("sha256"):
+            one, two = (each.configuration for each in (other, record))
+            raise FileError(
+                f"{one['strategy']} and {two['strategy']} of {one['scenario']}, seed "
+                f"{record.seed}, were run on different images (data sha256): report them apart"
+            )
+
+
 def _by_strategy(records: Sequence[Record]) -> list[Summary]:
     by_configuration: dict[str, list[Record]] = {}
     for record in records:
         settings = {k: v for k, v in record.configuration.items() if k != "seed"}
-        by_configuration.setdefault(json.dumps(settings, sort_keys=True), []).append(record)
+        by_configuration.setdefault(digest(settings), []).append(record)
     groups = [sorted(group, key=lambda record: record.seed) for group in by_configuration.values()]
     found = []
     for group in groups:
@@ -392,7 +409,7 @@ def label_among(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, 
     names = [
         name
         for name in dict.fromkeys(name for rival in theirs for name in rival)
-        if name != "seed" and len({json.dumps(rival.get(name)) for rival in theirs}) > 1
+        if name != "seed" and any(rival.get(name) != mine.get(name) for rival in theirs)
     ]
     if names == [f"options.{PRICE}"]:
         return f"{PRICE} {mine.get(names[0])}"

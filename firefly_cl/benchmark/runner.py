@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firefly_cl.benchmark.cell import run_cell, setup_of
+from firefly_cl.benchmark.cell import fingerprint, run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.display import Display
 from firefly_cl.benchmark.executors import Executor, Job
@@ -15,7 +15,7 @@ from firefly_cl.benchmark.folders import begun_threads, check_writable, discard,
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.records import Record
 from firefly_cl.continual.learner import silent
-from firefly_cl.errors import DivergenceError
+from firefly_cl.errors import DivergenceError, FileError
 
 if TYPE_CHECKING:
     from firefly_cl.scenarios import Scenario
@@ -57,6 +57,29 @@ def left_of(plan: Sequence[Planned], outcomes: list[Outcome], *, overwrite: bool
     return waiting
 
 
+def check_data(
+    finished: Iterable[tuple[Cell, Path, Record]], data_dir: Path | None, *, download: bool
+) -> None:
+    """Raise FileError where a finished run was made on other images than those in `data_dir`.
+
+    One run of each stream is looked at; without a `data_dir` the images are what they always are.
+    """
+    if data_dir is None:
+        return
+    scenarios = Scenarios(data_dir, download)
+    looked_at = set()
+    for cell, folder, record in finished:
+        stream = Scenarios.key(cell)
+        if stream in looked_at:
+            continue
+        looked_at.add(stream)
+        if fingerprint(scenarios.of(cell)) != record.data:
+            raise FileError(
+                f"{folder} holds a run on other images than those in {data_dir}: choose another "
+                "--out, or discard it with --overwrite"
+            )
+
+
 def run_cells(
     plan: Sequence[Planned],
     *,
@@ -74,6 +97,7 @@ def run_cells(
     others; any other error does. Raises FireflyError.
     """
     waiting = left_of(plan, outcomes, overwrite=overwrite)
+    check_data(_kept(outcomes), data_dir, download=download)
     for planned in plan:
         if planned not in waiting:
             display.skipped(planned.title, planned.folder)
@@ -128,6 +152,7 @@ def run_in_processes(
     began with.
     """
     waiting = left_of(plan, outcomes, overwrite=overwrite)
+    check_data(_kept(outcomes), data_dir, download=download)
     if not waiting:
         return
     check_strategies([planned.cell for planned in waiting], Scenarios(data_dir, download))
@@ -157,6 +182,10 @@ def run_in_processes(
                     outcomes.append(Outcome(planned.cell, planned.folder, record, error=error))
 
 
+def _kept(outcomes: Sequence[Outcome]) -> list[tuple[Cell, Path, Record]]:
+    return [(each.cell, each.folder, each.record) for each in outcomes if each.record is not None]
+
+
 def check_strategies(cells: Sequence[Cell], scenarios: Scenarios) -> None:
     """Build the learner of each configuration, for one seed: raises FireflyError where it fails.
 
@@ -182,11 +211,10 @@ class Scenarios:
         self._key: tuple[object, ...] | None = None
         self._scenario: Scenario | None = None
 
-    def of(self, cell: Cell) -> Scenario:
-        """The scenario of a cell; raises FireflyError where its data are missing or damaged."""
-        from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
-
-        key = (
+    @staticmethod
+    def key(cell: Cell) -> tuple[object, ...]:
+        """What the scenario of a cell depends on."""
+        return (
             cell.scenario,
             cell.seed,
             cell.tasks,
@@ -194,6 +222,12 @@ class Scenarios:
             cell.validation,
             cell.evaluate_on,
         )
+
+    def of(self, cell: Cell) -> Scenario:
+        """The scenario of a cell; raises FireflyError where its data are missing or damaged."""
+        from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
+
+        key = self.key(cell)
         if self._scenario is None or key != self._key:
             options = ScenarioOptions(
                 data_dir=self._data_dir,

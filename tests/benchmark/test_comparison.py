@@ -29,6 +29,7 @@ def test_a_paired_test_is_that_of_the_text_book() -> None:
     assert paired_p([-1.0, -2.0, -3.0]) == paired_p([1.0, 2.0, 3.0])
     assert paired_p([0.5]) is None and paired_p([]) is None
     assert paired_p([0.0, 0.0]) is None
+    assert paired_p([0.9 - 0.8, 0.8 - 0.7]) is None  # as equal, but for their last bits
 
 
 def test_backward_transfer_is_the_change_since_a_task_ended() -> None:
@@ -46,6 +47,8 @@ def test_forward_transfer_is_what_a_task_gains_over_being_learnt_alone() -> None
         accuracy=[[0.5, None, None], [0.5, 0.7, None], [0.5, 0.7, 0.9]],
     )
     assert forward_transfer(mine, alone) == pytest.approx(((0.8 - 0.7) + (0.5 - 0.9)) / 2)
+    late = replace(mine, accuracy=[[None] * 3, [None] * 3, [0.5] * 3])
+    assert forward_transfer(late, alone) is None
 
 
 def test_strategies_are_compared_over_the_seeds_that_both_have() -> None:

@@ -52,6 +52,23 @@ def test_percent_over_seeds():
     assert percent_over([None]) == "-"
 
 
+def test_numbers_that_are_equal_make_one_configuration() -> None:
+    recipes = ({"epochs": 4, "mixup": 0}, {"epochs": 4.0, "mixup": 0.0})
+    found = [record("naive", seed, recipe=recipe) for seed, recipe in enumerate(recipes)]
+    (group,) = summaries([*found, record("naive", 0, recipe={"epochs": 5, "mixup": 0})])
+    assert {(row.label, len(row.records)) for row in group.summaries} == {
+        ("naive (epochs=4)", 2),
+        ("naive (epochs=5)", 1),
+    }
+
+
+def test_runs_on_different_images_are_not_compared() -> None:
+    other = replace(record("naive", 0), data={"sha256": "cd", "images": {"train": 10}})
+    summaries([record("firefly", 1), other])  # another seed has other images anyway
+    with pytest.raises(FileError, match=r"firefly and naive of .*, seed 0, .* report them apart"):
+        summaries([record("firefly", 0), other])
+
+
 def test_seeds_are_averaged_and_strategies_ranked():
     records = [
         replace(record(strategy, seed), average_accuracy=accuracy)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_fakes import InThisProcess, ResumableFake, install
+from benchmark_fakes import InThisProcess, ResumableFake, install, scenario
 
 from firefly_cl import cli
 from firefly_cl.benchmark import environment, placement
@@ -15,6 +15,7 @@ from firefly_cl.benchmark.executors import Job
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.scenarios import SCENARIOS
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,20 @@ def test_what_is_finished_is_kept_unless_discarded(run: Any) -> None:
     assert code == 0 and not jobs
     code, jobs = run("--overwrite")
     assert code == 0 and len(jobs) == 4
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_finished_run_on_other_images_is_told(
+    workers: str, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run()
+    (data := Path("data")).mkdir()
+    assert run("--workers", workers, "--data-dir", str(data))[0] == 0
+    monkeypatch.setitem(SCENARIOS._objects, "fake", lambda options: scenario(seed=1))
+    assert run("--workers", workers)[0] == 0  # nobody named any images
+    capsys.readouterr()
+    assert run("--workers", workers, "--data-dir", str(data)) == (2, [])
+    assert "holds a run on other images than those in data" in capsys.readouterr().err
 
 
 def test_nothing_is_discarded_for_runs_that_cannot_begin(

@@ -1,10 +1,11 @@
 """Elastic weight consolidation: weights that mattered to older tasks are held by springs.
 
 Paper: Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks". One
-quadratic for every older task (Avalanche's mode "separate"), with importances by Avalanche's
-EWCPlugin: measured on plain images and labels, whatever is mixed in training. Scales and shifts
-of batch norm are held too; of its running statistics, which no penalty reaches, each task keeps
-its own.
+quadratic for every older task (Avalanche's mode "separate"). Importances are the diagonal of the
+empirical Fisher information, measured on plain images and labels, whatever is mixed in training.
+Avalanche squares gradients of batches instead, and with them the order of the images. Scales and
+shifts of batch norm are held too; of its running statistics, which no penalty reaches, each task
+keeps its own.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from avalanche.training.plugins import EWCPlugin
+import torch.nn.functional as F
+from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import TensorDataset
 
+from firefly_cl.baselines.importances import mean_over_images
 from firefly_cl.baselines.multihead import pixels_of
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.baselines.springs import Springs
@@ -24,7 +26,7 @@ from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.scenarios import images_of
 from firefly_cl.search_space import Choice, Range, searched
 
 
@@ -46,8 +48,8 @@ class EwcOptions:
             raise ConfigurationError(f"ewc_lambda is {self.ewc_lambda}; it must be 0 or more")
 
 
-class ConsolidationPlugin(Steady, EWCPlugin):
-    """Avalanche's separate penalty, its sum over tasks kept as one quadratic.
+class ConsolidationPlugin(Steady, SupervisedPlugin):
+    """The penalty of all older tasks, its sum over tasks kept as one quadratic.
 
     lambda * sum_t sum_i F_ti (w_i - w_ti)^2 = lambda * (sum_i A_i (w_i - m_i)^2 + c) with
     A = sum_t F_t, m = sum_t F_t w_t / A and c = sum_i (sum_t F_t w_t^2 - A m^2): the same
@@ -55,33 +57,23 @@ class ConsolidationPlugin(Steady, EWCPlugin):
     """
 
     def __init__(self, springs: Springs, pixels: Pixels) -> None:
-        super().__init__(springs.strength, mode="separate")
+        super().__init__()
         self.springs = springs
         self.pixels = pixels
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
         """Add the penalty to the loss."""
         if self.springs.stiffness:
-            strategy.loss += self.ewc_lambda * self.springs.penalty(strategy.model)
+            strategy.loss += self.springs.strength * self.springs.penalty(strategy.model)
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Measure the importances on the task just learnt and add its quadratic."""
         self.springs.add(self.importances_of(strategy), strategy.model)
 
     def importances_of(self, strategy: Any) -> dict[str, Tensor]:
-        """Mean squares of batches' gradients of the plain loss on the task just learnt, by name."""
+        """Mean squares of images' gradients of the plain loss on the task just learnt, by name."""
         images = images_of(strategy.experience.dataset)
-        inputs = normalise(images.images, self.pixels.mean, self.pixels.std)
-        importances = self.compute_importances(
-            strategy.model,
-            strategy._criterion,
-            strategy.optimizer,
-            TensorDataset(inputs, images.labels, images.task_of_each()),
-            strategy.device,
-            strategy.train_mb_size,
-        )
-        strategy.optimizer.zero_grad()
-        return {name: importance.data for name, importance in importances.items()}
+        return mean_over_images(strategy.model, images, self.pixels, F.cross_entropy, Tensor.square)
 
 
 @STRATEGIES.register("ewc", options=EwcOptions)

@@ -1,10 +1,10 @@
 """Memory aware synapses: weights that the answers are sensitive to are held by springs.
 
 Paper: Aljundi et al. 2018, "Memory Aware Synapses: Learning what (not) to forget", arXiv
-1711.09601, eq. 3: importance is the mean size of the gradient of the squared length of the
-logits. Gradients are those of batches, older importances are averaged with new ones, as in
-Avalanche's MASPlugin, which measures in training mode and so disturbs batch norm. Importances
-need no labels and are measured on plain images, whatever is mixed in training.
+1711.09601, eq. 3: importance is the mean size of an image's gradient of the squared length of the
+logits. Older importances are averaged with new ones, as in Avalanche's MASPlugin, which takes
+gradients of batches, in training mode, and so disturbs batch norm. Importances need no labels and
+are measured on plain images, whatever is mixed in training.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from firefly_cl.baselines.importances import mean_over_images
 from firefly_cl.baselines.multihead import pixels_of
 from firefly_cl.baselines.resumable import ResumableLearner
-from firefly_cl.baselines.springs import Springs, shared_weights
+from firefly_cl.baselines.springs import Springs
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, read_options
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.snapshot import Steady
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.network.modes import evaluation
-from firefly_cl.scenarios import images_of, normalise
+from firefly_cl.scenarios import images_of
 from firefly_cl.search_space import Choice, Range, searched
 
 
@@ -68,21 +67,15 @@ class SensitivityPlugin(Steady, SupervisedPlugin):
         self.springs.replace(importances, strategy.model, self.alpha, 1 - self.alpha)
 
     def importances_of(self, strategy: Any) -> dict[str, Tensor]:
-        """Mean absolute gradients, over batches, of the mean of |logits|^2, by name."""
+        """Mean sizes, over images, of the gradients of |logits|^2, by name."""
         images = images_of(strategy.experience.dataset)
-        weights = dict(shared_weights(strategy.model))
-        total = {name: torch.zeros_like(values) for name, values in weights.items()}
-        size = strategy.train_mb_size
-        parts = [torch.split(part, size) for part in (images.images, images.task_of_each())]
-        with evaluation(strategy.model):
-            for pixels, tasks in zip(*parts, strict=True):
-                x = normalise(pixels, self.pixels.mean, self.pixels.std).to(strategy.device)
-                logits = strategy.model(x, tasks.to(strategy.device))
-                length = logits.square().sum(1).mean()
-                gradients = torch.autograd.grad(length, list(weights.values()))
-                for name, gradient in zip(weights, gradients, strict=True):
-                    total[name] += gradient.abs()
-        return {name: values / len(parts[0]) for name, values in total.items()}
+        return mean_over_images(
+            strategy.model,
+            images,
+            self.pixels,
+            lambda logits, _: logits.square().sum(),
+            Tensor.abs,
+        )
 
 
 @STRATEGIES.register("mas", options=MasOptions)

@@ -81,7 +81,7 @@ def test_mas_equals_avalanches(digits: Scenario, setup_for: Callable[..., Setup]
                 SimpleNamespace(
                     model=model,
                     experience=stream[task],
-                    train_mb_size=48,
+                    train_mb_size=1,  # ours takes gradients of images
                     device=torch.device("cpu"),
                     optimizer=optimizer,
                     clock=SimpleNamespace(train_exp_counter=task),

@@ -87,7 +87,14 @@ _DIGITS = Preset(
     },
     strategies={
         "firefly": {"options": {"seed": "0.15"}},
-        "replay": {"options": {"mem_size": "100"}},
+        # all that remember images remember as many
+        **{
+            name: {"options": {"mem_size": "100"}}
+            for name in ("der", "er-ace", "gdumb", "icarl", "replay")
+        },
+        **{
+            name: {"options": {"mem_size": "100", "sample_size": "16"}} for name in ("agem", "gem")
+        },
     },
 )
 

@@ -12,6 +12,7 @@ from avalanche.benchmarks.utils.classification_dataset import (
     _make_taskaware_classification_dataset,
 )
 
+from firefly_cl.errors import DataError
 from firefly_cl.scenarios.images import Images, LabelledImages
 from firefly_cl.scenarios.scenario import Scenario
 
@@ -31,14 +32,21 @@ def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
 
     The generic multi-dataset benchmark is used because, unlike nc_benchmark, it takes a
     validation stream, and unlike the newer task_incremental_benchmark it keeps
-    classes_in_this_experience.
+    classes_in_this_experience. Raises DataError where tasks without validation images would move
+    the validation stream of the others to wrong places.
     """
     scaling = (scenario.mean, scenario.std) if normalised else None
 
     def dataset(images: Images) -> Any:
         return dataset_of(images, scaling)
 
-    valid = [dataset(task.validation) for task in scenario.tasks if len(task.validation)]
+    without = [task.name for task in scenario.tasks if not len(task.validation)]
+    if 0 < len(without) < len(scenario.tasks):
+        raise DataError(
+            f"{without[0]} has no validation images, and other tasks of {scenario.name} have: hold "
+            "out some of every task, or of none"
+        )
+    valid = [] if without else [dataset(task.validation) for task in scenario.tasks]
     return create_multi_dataset_generic_benchmark(
         [dataset(task.train) for task in scenario.tasks],
         [dataset(task.test) for task in scenario.tasks],

@@ -1,5 +1,6 @@
 """The Avalanche benchmark of a scenario, and stock Avalanche parts run on it."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,6 +38,23 @@ def test_streams_and_their_attributes(scenario: Scenario, benchmark_of_digits: A
             assert torch.equal(x, images.images[1]) and x.dtype == torch.uint8
             assert (y, t) == (int(images.labels[1]), task.index)
             assert type(y) is int
+
+
+def test_validation_images_are_of_every_task_or_of_none(scenario: Scenario) -> None:
+    def with_out(*numbers: int) -> Scenario:
+        tasks = []
+        for task in scenario.tasks:
+            held = task.validation
+            if task.index in numbers:
+                held = replace(held, images=held.images[:0], labels=held.labels[:0])
+            tasks.append(replace(task, validation=held))
+        return replace(scenario, tasks=tuple(tasks))
+
+    assert "valid" not in with_out(0, 1, 2).benchmark().streams
+    for numbers in ((0,), (1, 2)):
+        name = scenario.tasks[numbers[0]].name
+        with pytest.raises(DataError, match=f"{name} has no validation images.*or of none"):
+            with_out(*numbers).benchmark()
 
 
 def test_images_of_an_experience(scenario: Scenario, benchmark_of_digits: Any) -> None:

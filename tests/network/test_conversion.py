@@ -248,6 +248,25 @@ def test_branches_swapped_before_a_sum_share_their_units_or_are_refused() -> Non
         torch.testing.assert_close(net(x), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("place", ["behind a norm", "at the input"])
+def test_a_tensor_changed_in_place_and_read_again_is_an_error(place: str) -> None:
+    """Whatever the example: of zeros, all these answer alike."""
+
+    def overwriting(m: Parts, x: Tensor) -> Tensor:
+        y = m.plain_norm(m.bare(x)) if place == "behind a norm" else x
+        logits: Tensor = m.last(pooled(torch.cat([F.relu(y, inplace=True), y], 1)))
+        return logits
+
+    model = Parts(overwriting)
+    model.bare = nn.Conv2d(CHANNELS, 4, 3, padding=1, bias=False)
+    model.last = nn.Linear(8 if place == "behind a norm" else 2 * CHANNELS, 3)
+    state = torch.get_rng_state()
+    for example in (torch.zeros(2, CHANNELS, SIDE, SIDE), images(2, torch.float32)):
+        with pytest.raises(UnsupportedOperation, match="in place"):
+            FireflyNet.from_module(model.eval(), example)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_control_flow_on_values_and_wrong_examples_are_errors() -> None:
     def branching(m: Parts, x: Tensor) -> Tensor:
         if x.sum() > 0:

@@ -138,9 +138,12 @@ class Tracing:
             space_of.update(dict.fromkeys(group, name))
 
         nodes = []
+        layouts: dict[str, Layout] = {}
         for raw in self.raw.values():
-            layout = self._layout(raw.name, runs[raw.name], space_of, units)
+            layout = layouts[raw.name] = self._layout(raw.name, runs[raw.name], space_of, units)
             self._check_writes(raw, layout, spaces)
+            if raw.attributes.get("per_unit"):
+                self._check_groups(raw, layouts[raw.inputs[0]], layout)
             nodes.append(
                 Node(raw.name, raw.kind, raw.inputs, layout, raw.attributes, raw.size, raw.flat)
             )
@@ -174,6 +177,22 @@ class Tracing:
                 f"{raw.name}{self._sites[raw.name]}: its output is tied to the network's input "
                 "channels, which cannot grow; put a dense layer between them"
             )
+
+    def _check_groups(self, raw: Raw, reads: Layout, writes: Layout) -> None:
+        """Raise UnsupportedOperation unless each group of a layer is one unit, read and written."""
+        groups = self.modules[raw.name].groups
+        assert isinstance(groups, int)
+        for what, layout, channels in (
+            ("reads", reads, len(self.raw[raw.inputs[0]].channels)),
+            ("writes", writes, len(raw.channels)),
+        ):
+            found = next((s.repeat for s in layout if s.repeat * groups != channels), None)
+            if found is not None:
+                raise UnsupportedOperation(
+                    f"{raw.name}{self._sites[raw.name]}: each of its {groups} groups {what} "
+                    f"{channels // groups} channels of a unit that has {found} there; put a dense "
+                    "layer between layers of different groups"
+                )
 
 
 def _run_lengths(values: list[int]) -> list[tuple[int, int]]:

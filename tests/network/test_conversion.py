@@ -235,6 +235,33 @@ def test_what_cannot_grow_is_named_with_its_line(label: str) -> None:
     assert first <= line <= first + 6
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "refused"),
+    [
+        ((4, 4, 4), (4, 8, 2), "first"),
+        ((4, 8, 4), (8, 8, 8), "second"),
+        ((4, 8, 4), (8, 4, 2), "first"),
+    ],
+    ids=["depthwise, then grouped", "doubled, then depthwise", "of 4 groups, then of 2"],
+)
+def test_a_unit_of_several_groups_of_a_layer_is_refused(
+    first: tuple[int, int, int], second: tuple[int, int, int], refused: str
+) -> None:
+    """(channels read, written, groups) of two layers."""
+
+    def grouped(m: Parts, x: Tensor) -> Tensor:
+        logits: Tensor = m.last(pooled(m.second(F.relu(m.first(m.a(x))))))
+        return logits
+
+    model = Parts(grouped)
+    model.first = nn.Conv2d(*first[:2], 3, padding=1, groups=first[2])
+    model.second = nn.Conv2d(*second[:2], 3, padding=1, groups=second[2])
+    model.last = nn.Linear(second[1], 3)
+    says = f"^{refused} at .*groups reads . channels of a unit that has"
+    with pytest.raises(UnsupportedOperation, match=says):
+        FireflyNet.from_module(model.double().eval(), images(2))
+
+
 def test_branches_swapped_before_a_sum_share_their_units_or_are_refused() -> None:
     forward, _ = UNSUPPORTED["order turned round"]
     model, x = Parts(forward).double().eval(), images(5)

@@ -317,6 +317,9 @@ def test_a_loss_that_runs_the_network_twice_is_watched_twice() -> None:
         {"padding": (3, 0), "stride": (1, 1)},
         {"padding": 1, "stride": 2},
         {"padding": 1, "stride": (1, 2), "dilation": (2, 1)},
+        {"kernel_size": 1, "stride": 2},
+        {"kernel_size": 1, "stride": (3, 1), "padding": "valid"},
+        {"kernel_size": 1, "stride": 2, "padding": 1},
     ],
     ids=str,
 )
@@ -339,3 +342,37 @@ def test_slopes_of_convolutions_are_autograd_s(options: dict[str, object]) -> No
     along = torch.randn_like(got)
     one, other = (torch.autograd.grad((g * along).sum(), x)[0] for g in (got, expected))
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 12, 16])
+def test_slopes_of_strided_pointwise_convolutions_are_right_with_channels_last(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where oneDNN would write past its buffers, no strided kernel of it is called."""
+    strides = []
+
+    def watched(x: Tensor, size: object, slope: Tensor, stride: object, *rest: object) -> Tensor:
+        strides.append(stride)
+        found: Tensor = torch.nn.grad.conv2d_weight(x, size, slope, stride, *rest)
+        return found
+
+    monkeypatch.setattr("firefly_cl.growth.surroundings.conv2d_weight", watched)
+    pointwise = nn.Conv2d(channels, 9, 1, stride=2)
+    model = nn.Sequential(nn.Conv2d(3, channels, 1), pointwise, nn.Flatten(), nn.Linear(108, 2))
+    net = FireflyNet.from_module(model, torch.zeros(2, 3, 7, 6))
+    layer = net.layers[net.consumers(net.growable_spaces()[0])[0].name]
+    assert isinstance(layer, GrowableLayer)
+    x = torch.randn(8, channels, 7, 6, generator=seeded(1))
+    slope = torch.randn(8, 9, 4, 3, generator=seeded(2))
+    along = torch.randn(9, channels, 1, 1, generator=seeded(3))
+    found = []
+    for layout, dtype in (
+        (torch.channels_last, torch.float32),
+        (torch.contiguous_format, torch.float64),
+    ):
+        read = x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+        got = weight_slope(layer, read, slope.to(dtype).contiguous(memory_format=layout))
+        (back,) = torch.autograd.grad((got * along).sum(), read)
+        found.append((got.float(), back.float()))
+    assert strides == [(1, 1) if channels < 16 else (2, 2)] * 2
+    torch.testing.assert_close(*found)

@@ -128,7 +128,10 @@ def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> 
     spaces = [name for name in net.growable_spaces() if _written_once(net, name)]
     costs = {name: unit_cost(net, name, budget.cost, budget.latency) for name in (*spaces, *places)}
     if not costs:
-        raise EditError("the network has nothing to grow: every space is its input or its head")
+        raise EditError(
+            "the network has nothing to grow: every space is its input or its head, or stands "
+            "twice in a norm or in a layer that writes it"
+        )
     cheapest = min(costs.values())
     if cheapest > budget.amount:
         raise BudgetTooSmall(
@@ -139,6 +142,8 @@ def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> 
 
 
 def _written_once(net: FireflyNet, space: str) -> bool:
-    return all(
-        sum(s.space == space for s in node.layout) == 1 for node in net.producers(space)
-    ) and bool(net.producers(space))
+    """Whether a space has layers with rows in it, and stands once in each, and in each norm."""
+    producers = net.producers(space)
+    return bool(producers) and all(
+        sum(s.space == space for s in node.layout) == 1 for node in (*producers, *net.norms(space))
+    )

@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from growing_nets import CHANNELS, answers, begin, images, seeded
+from growing_nets import (
+    CHANNELS,
+    answers,
+    assert_same_state,
+    begin,
+    images,
+    seeded,
+    shake,
+    snapshot,
+)
 from torch import Tensor, nn
 
-from firefly_cl.errors import FireflyError
+from firefly_cl.errors import EditError, FireflyError
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate
 from firefly_cl.growth.candidates import join_places, part_places, propose
@@ -171,3 +180,38 @@ def test_a_space_written_twice_by_one_layer_stays_as_it_is() -> None:
     widths = net.widths()
     growth = CRITERIA.get("firefly")(steps=2).grow(net, [BATCH], loss, Budget(3), seeded())
     assert set(growth.by_space()) == {"mix"} and net.widths()["one"] == widths["one"]
+
+
+class Crelu(nn.Module):
+    """A norm over a tensor joined with its negative (CReLU), as the only layer or with another."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(CHANNELS, 3, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.mix = nn.Identity() if alone else nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.one(x)
+        x = torch.tanh(self.mix(F.relu(self.norm(torch.cat([one, -one], 1)))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "with another"])
+@pytest.mark.parametrize("name", CRITERIA.names())
+def test_a_space_that_stands_twice_in_a_norm_stays_as_it_is(name: str, alone: bool) -> None:
+    torch.manual_seed(0)
+    net = FireflyNet.from_module(Crelu(alone).double(), images(2))
+    shake(net)
+    before, widths = snapshot(net), net.widths()
+    batches, criterion = [BATCH, BATCH], CRITERIA.get(name)()
+    if alone:
+        with pytest.raises(EditError, match=r"nothing to grow.*twice in a norm"):
+            criterion.grow(net, batches, loss, Budget(2), seeded())
+        assert_same_state(net, before)
+        return
+    growth = criterion.grow(net, batches, loss, Budget(2), seeded())
+    assert set(growth.by_space()) == {"mix"} and net.widths()["one"] == widths["one"]
+    torch.testing.assert_close(extract(net.eval())(BATCH[0]), net(BATCH[0]), rtol=1e-9, atol=1e-12)

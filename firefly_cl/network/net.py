@@ -302,10 +302,10 @@ class FireflyNet(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it so
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As torch's; what was assembled from older weights is forgotten."""
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # what was assembled is of older weights; torch calls this too where a module wraps the net
         self._plans.clear()
-        return super().load_state_dict(*args, **kwargs)
+        super()._load_from_state_dict(*args, **kwargs)
 
     # --- tasks ------------------------------------------------------------------------------------
 

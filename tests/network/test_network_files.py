@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import struct
@@ -26,6 +27,7 @@ from growing_nets import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from firefly_cl.errors import FileError
 from firefly_cl.network import FireflyNet, extract, floats, load_net, save_net
@@ -64,6 +66,22 @@ def test_a_saved_network_comes_back_bit_equal(name: str, tmp_path: Path) -> None
         assert torch.equal(extract(loaded, 2)(x), extract(net, 2)(x))
     widen(loaded, loaded.growable_spaces()[0], 1, generator=seeded())
     assert torch.equal(answers(loaded, x)[0], answers(net, x)[0])
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "wrapped"])
+def test_weights_that_are_loaded_take_effect_at_once(wrapped: bool) -> None:
+    net = varied_net("resnet9").eval()
+    other, x = copy.deepcopy(net), images(5, torch.float32)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1.5
+    other.forget_plans()
+    net(x, 2)  # keeps what it assembles of the weights before
+    if wrapped:
+        nn.ModuleList([net]).load_state_dict(nn.ModuleList([other]).state_dict())
+    else:
+        net.load_state_dict(other.state_dict())
+    assert torch.equal(net(x, 2), other(x, 2))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

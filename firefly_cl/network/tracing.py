@@ -114,8 +114,10 @@ class Tracing:
         """Cut the units into spaces and every tensor into segments."""
         signatures: dict[int, list[tuple[int, int]]] = {}
         runs: dict[str, list[tuple[int, int]]] = {}
+        cuts: dict[str, set[int]] = {}
         for index, raw in enumerate(self.raw.values()):
-            runs[raw.name] = _run_lengths([self.find(c) for c in raw.channels])
+            cuts[raw.name] = self._cuts(raw, cuts)
+            runs[raw.name] = _run_lengths([self.find(c) for c in raw.channels], cuts[raw.name])
             for unit, length in runs[raw.name]:
                 signatures.setdefault(unit, []).append((index, length))
         members: dict[tuple[tuple[int, int], ...], list[int]] = {}
@@ -142,12 +144,28 @@ class Tracing:
         for raw in self.raw.values():
             layout = layouts[raw.name] = self._layout(raw.name, runs[raw.name], space_of, units)
             self._check_writes(raw, layout, spaces)
+            if raw.kind == "add" and any(layouts[term] != layout for term in raw.inputs):
+                raise self._unordered(raw.name)
             if raw.attributes.get("per_unit"):
                 self._check_groups(raw, layouts[raw.inputs[0]], layout)
             nodes.append(
                 Node(raw.name, raw.kind, raw.inputs, layout, raw.attributes, raw.size, raw.flat)
             )
         return Traced(nodes, spaces, self.modules)
+
+    def _cuts(self, raw: Raw, cuts: dict[str, set[int]]) -> set[int]:
+        """Channels of a node at which a part of a cat begins: new units come before them."""
+        if raw.kind in ("conv", "linear") and not raw.attributes["per_unit"]:
+            return set()
+        found, base = set(), 0
+        for name in raw.inputs:
+            read = len(self.raw[name].channels)
+            if raw.kind == "cat":
+                found |= {base + cut for cut in (0, *cuts[name])}
+                base += read
+            elif read:
+                found |= {cut * len(raw.channels) // read for cut in cuts[name]}
+        return found
 
     def _layout(
         self,
@@ -163,13 +181,16 @@ class Tracing:
             here = runs[at : at + len(units[space])]
             repeats = {length for _, length in here}
             if [unit for unit, _ in here] != units[space] or len(repeats) != 1:
-                raise UnsupportedOperation(
-                    f"{name}{self._sites[name]}: the order of its channels cannot be followed; "
-                    "join them in one order everywhere"
-                )
+                raise self._unordered(name)
             layout.append(Segment(space, repeats.pop()))
             at += len(here)
         return tuple(layout)
+
+    def _unordered(self, name: str) -> UnsupportedOperation:
+        return UnsupportedOperation(
+            f"{name}{self._sites[name]}: the order of its channels cannot be followed; "
+            "join them in one order everywhere"
+        )
 
     def _check_writes(self, raw: Raw, layout: Layout, spaces: dict[str, Space]) -> None:
         if raw.kind in ("conv", "linear") and any(spaces[s.space].fixed for s in layout):
@@ -195,10 +216,10 @@ class Tracing:
                 )
 
 
-def _run_lengths(values: list[int]) -> list[tuple[int, int]]:
+def _run_lengths(values: list[int], cuts: set[int]) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
-    for value in values:
-        if runs and runs[-1][0] == value:
+    for at, value in enumerate(values):
+        if runs and runs[-1][0] == value and at not in cuts:
             runs[-1] = (value, runs[-1][1] + 1)
         else:
             runs.append((value, 1))

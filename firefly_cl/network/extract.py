@@ -38,7 +38,8 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
         elif node.kind == "output":
             made[node.name] = graph.output(inputs[0])
         elif node.name in net.layers:
-            root.add_module(node.name, _module(net, node, task, units, reads, owned))
+            with torch.random.fork_rng(devices=[]):  # torch's layers draw weights, then replaced
+                root.add_module(node.name, _module(net, node, task, units, reads, owned))
             made[node.name] = graph.call_module(node.name, (inputs[0],))
         elif node.kind == "add":
             total = inputs[0]

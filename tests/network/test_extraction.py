@@ -113,6 +113,14 @@ def test_extracted_modules_train_on_their_own() -> None:
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize("name", ["mlp-bn", "resnet9"])
+def test_extraction_leaves_the_global_generator_alone(name: str) -> None:
+    net = two_tasks(name)
+    state = torch.get_rng_state()
+    extract(net)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize("task", [2, -1, 7])
 def test_a_task_that_the_network_has_not_seen_is_an_error(task: int) -> None:
     net = two_tasks("mlp")

@@ -29,6 +29,10 @@ class BudgetTooSmall(EditError):
     """A growth budget that does not pay for one unit; the message says what the cheapest costs."""
 
 
+class NothingToGrow(EditError):
+    """A task without the own units that a growth criterion works on."""
+
+
 class NothingToPrune(EditError):
     """A task that has no unit to lose."""
 

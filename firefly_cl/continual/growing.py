@@ -26,6 +26,7 @@ from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import (
     BudgetTooSmall,
     ConfigurationError,
+    NothingToGrow,
     NothingToPrune,
     NothingToSelect,
 )
@@ -245,7 +246,7 @@ class FireflyPlugin(SupervisedPlugin):
     # --- one growth step --------------------------------------------------------------------------
 
     def grow(self, strategy: Any) -> Growth | None:
-        """One growth step of the newest task, on training images; None where no room is left."""
+        """One growth step of the newest task, on training images; None where nothing can grow."""
         net = _model(strategy).net
         wanted = self._at_first * (1 + self.plan.growth) ** (self._steps + 1)
         if self.plan.cost != LATENCY:
@@ -274,7 +275,7 @@ class FireflyPlugin(SupervisedPlugin):
                 autocast,
                 self._validation,
             )
-        except BudgetTooSmall:
+        except (BudgetTooSmall, NothingToGrow):
             return None
         for edit in growth.edits:
             migrate(strategy.optimizer, edit)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.errors import ConfigurationError, NothingToGrow
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, step_cost, take
 from firefly_cl.growth.candidates import by_unit, unit_lengths
@@ -60,7 +60,7 @@ class Net2Net:
     def draw(
         self, net: FireflyNet, costs: dict[str, float], budget: Budget, generator: torch.Generator
     ) -> list[Candidate]:
-        """Units to copy, as far as the budget goes; raises EditError where there is none."""
+        """Units to copy, as far as the budget goes; raises NothingToGrow where there is none."""
         room = room_to_double(net, list(costs))
         widths = {space: net.spaces[space].width(net.current) for space in costs}
         pool = [
@@ -70,7 +70,7 @@ class Net2Net:
             for unit in torch.randint(width, (room[space],), generator=generator).tolist()
         ]
         if not pool:
-            raise EditError(
+            raise NothingToGrow(
                 f"net2net copies a task's own units, and task {net.current} has none in "
                 f"{', '.join(costs)}: give it seed units or choose another criterion"
             )

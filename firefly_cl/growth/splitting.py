@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.errors import ConfigurationError, NothingToGrow
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, room_to_double, step_cost
 from firefly_cl.growth.criterion import (
@@ -99,7 +99,7 @@ class SchemeStep:
         costs = open_spaces(net, budget)
         spaces = [name for name in costs if net.spaces[name].width(net.current)]
         if not spaces:
-            raise EditError(
+            raise NothingToGrow(
                 f"task {net.current} has no unit of its own to split: begin it with seed units, or "
                 "grow by a criterion that adds new ones"
             )

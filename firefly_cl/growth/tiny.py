@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.errors import ConfigurationError, EditError, NothingToGrow
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, room_to_double, select, step_cost
 from firefly_cl.growth.candidates import WiderCandidates
@@ -86,7 +86,8 @@ class Tiny:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then.
 
         Spaces with several producers or consumers, or with a layer that works unit by unit, are
-        passed over; EditError where there are no others.
+        passed over; EditError where there are no others. So are those that no own row of the task
+        reads, for nothing there could be moved; NothingToGrow where there are no others.
         """
         require_batches(batches)
         costs, some = open_spaces(net, budget), batches[: self.score_batches]
@@ -96,6 +97,12 @@ class Tiny:
             raise EditError(
                 f"tiny cannot grow this network ({next(iter(refused.values()))}): choose "
                 "gradmax, firefly or another criterion"
+            )
+        spaces = [space for space in spaces if _has_own_reader(net, space)]
+        if not spaces:
+            raise NothingToGrow(
+                f"task {net.current} has no row of its own behind a space that tiny can grow: "
+                "begin it with seed units or choose another criterion"
             )
         room = room_to_double(net, spaces)
         with evaluation(net):
@@ -142,6 +149,10 @@ def unsupported(net: FireflyNet, space: str) -> str:
             return f"not {nodes[0].name} alone, but {nodes[1].name} too {what} {space}"
     places = [s for s in growable_layer(net, consumers[0].name).reads if s.space == space]
     return f"{consumers[0].name} reads {space} in two places" if len(places) > 1 else ""
+
+
+def _has_own_reader(net: FireflyNet, space: str) -> bool:
+    return own_block(net, net.consumers(space)[0].name).rows > 0
 
 
 @dataclass

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
 from growing_streams import PLAN, RECIPE, answers, backbone, drawn, growing, stream_of
 
 from firefly_cl.continual.plan import Plan
@@ -56,6 +58,33 @@ def test_floats_are_limited_whatever_growth_is_counted_in(cost: str) -> None:
         strategy.train(experience)
         assert floats(strategy.net) <= 900
     assert strategy.firefly.events
+
+
+@pytest.mark.parametrize(
+    ("criterion", "grown"),
+    [
+        ("splitting", {0}),
+        ("fast-splitting", {0}),
+        ("signed-splitting", {0}),
+        ("net2net", {0}),
+        ("tiny", {0, 1}),
+    ],
+)
+def test_a_task_without_units_is_learnt_on(criterion: str, grown: set[int]) -> None:
+    plan = Plan(seed=0.5, growth=1.0, grow_at=(0.5,), criterion=criterion)
+    strategy, begun = growing(plan=plan), []
+
+    class Begun(SupervisedPlugin):
+        def before_training_exp(self, template: Any, **kwargs: object) -> None:
+            begun.append(sum(widths[-1] for widths in strategy.net.widths().values()))
+
+    strategy.plugins.append(Begun())
+    first, second = stream_of(TASKS[:2]).train_stream
+    strategy.train(first)
+    strategy.firefly.budget = floats(strategy.net) + 80
+    strategy.train(second)
+    assert begun[1] == 0 and all(task.frozen for task in strategy.net.tasks)
+    assert {event["task"] for event in strategy.firefly.events} == grown
 
 
 @pytest.mark.parametrize("name", ["mlp", "concat", "resnet9", "mobilenetv1"])

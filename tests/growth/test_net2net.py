@@ -21,7 +21,7 @@ from growing_nets import (
 )
 from torch import Tensor
 
-from firefly_cl.errors import EditError
+from firefly_cl.errors import EditError, NothingToGrow
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Growth
 from firefly_cl.growth.net2net import Net2Net
@@ -106,7 +106,7 @@ def test_the_optimizer_follows_copies() -> None:
 def test_a_task_without_units_has_nothing_to_copy() -> None:
     net = net_of("mlp")
     begin(net, widths=0)
-    with pytest.raises(EditError, match="hidden_0"):
+    with pytest.raises(NothingToGrow, match="hidden_0"):
         copied(net, 0.0)
 
 

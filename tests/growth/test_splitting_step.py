@@ -23,7 +23,13 @@ from growing_nets import (
 )
 from torch import Tensor, nn
 
-from firefly_cl.errors import BudgetTooSmall, ConfigurationError, DivergenceError, EditError
+from firefly_cl.errors import (
+    BudgetTooSmall,
+    ConfigurationError,
+    DivergenceError,
+    EditError,
+    NothingToGrow,
+)
 from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import COSTS, Budget, growth_cost, unit_cost
 from firefly_cl.growth.criterion import Criterion, Model
@@ -190,7 +196,7 @@ def test_what_cannot_be_split_says_why() -> None:
         with pytest.raises(EditError, match="fast-splitting"):
             criterion.grow(net, [BATCH], loss, Budget(2), seeded())
     begin(net, 3, widths=0)
-    with pytest.raises(EditError, match="no unit of its own"):
+    with pytest.raises(NothingToGrow, match="no unit of its own"):
         Splitting().grow(net, [BATCH], loss, Budget(2), seeded())
 
 

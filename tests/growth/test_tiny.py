@@ -18,7 +18,7 @@ from growing_nets import (
 )
 from torch import Tensor, nn
 
-from firefly_cl.errors import EditError
+from firefly_cl.errors import EditError, NothingToGrow
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Model
 from firefly_cl.growth.tiny import Tiny, bottleneck, desired_moves, solve, unsupported
@@ -220,6 +220,24 @@ def test_spaces_that_it_cannot_grow_are_passed_over() -> None:
     concat = net_of("concat")
     why = {space: unsupported(concat, space) for space in concat.growable_spaces()}
     assert "features_2_square" in why["features_0_0"] and not why["features_5_0"]
+
+
+@pytest.mark.parametrize("name", ["mlp", "concat"])
+def test_spaces_that_no_own_row_reads_are_passed_over(name: str) -> None:
+    net = net_of(name)
+    spaces = net.growable_spaces()
+    begin(net, classes=3, widths={space: 2 * (space == spaces[0]) for space in spaces})
+    growth = Tiny().grow(net, BATCHES, loss, Budget(2), seeded())
+    assert set(growth.by_space()) == {spaces[-1]}
+
+
+def test_a_task_that_has_no_row_where_it_could_grow_says_so() -> None:
+    net = net_of("resnet9")
+    begin(net, classes=3, widths=0)
+    before = snapshot(net)
+    with pytest.raises(NothingToGrow, match="task 1 has no row of its own"):
+        Tiny().grow(net, BATCHES, loss, Budget(4), seeded())
+    assert_same_state(net, before)
 
 
 def test_nothing_grows_where_nothing_but_rounding_is_promised() -> None:

@@ -141,24 +141,46 @@ def fitting(
     """Seed widths for the next task, made smaller together until the budget (floats) pays them.
 
     Growth keeps what one step may add, unless the task starts from copies: to cut these would undo
-    growth before. A task that can have no unit of its own still gets its head. Raises
-    ConfigurationError where even that does not fit.
+    growth before. A task that can have no unit of its own still gets its head, and units where
+    this would read nothing otherwise. Raises ConfigurationError where even that does not fit.
     """
     widths = plan.seed_widths(net)
     left = budget - floats(net)
     keeps = plan.growth if plan.grow_at and plan.start == "random" else 0.0
     seeds = left / (1 + keeps)
     for share in (1 - step / 64 for step in range(64)):
-        smaller = {name: int(share * width) for name, width in widths.items()}
+        smaller = connected(net, {name: int(share * n) for name, n in widths.items()}, reads)
         if task_floats(net, classes, smaller, reads) <= seeds:
             return smaller
-    none = dict.fromkeys(widths, 0)
-    if (head := task_floats(net, classes, none, reads)) <= left:
-        return none
+    least = connected(net, dict.fromkeys(widths, 0), reads)
+    if (needed := task_floats(net, classes, least, reads)) <= left:
+        return least
+    what = "head and the units that lead to it need" if any(least.values()) else "head needs"
     raise ConfigurationError(
         f"the budget of {budget} floats leaves {max(left, 0)} for task {len(net.tasks)}, "
-        f"whose head needs {head}: give a larger budget or start narrower"
+        f"whose {what} {needed}: give a larger budget or start narrower"
     )
+
+
+def connected(net: FireflyNet, widths: Mapping[str, int], reads: Selection) -> dict[str, int]:
+    """`widths`, with a unit more wherever a layer with rows for the task would read nothing.
+
+    Of several spaces that the layer reads, the first in the order of the graph has it.
+    """
+    found = dict(widths)
+    layers = [layer for layer in net.layers.values() if isinstance(layer, GrowableLayer)]
+    while bare := [layer for layer in layers if _reads_nothing(layer, found, reads)]:
+        read = {s.space for s in bare[0].reads}
+        found[next(space for space in found if space in read)] = 1
+    return found
+
+
+def _reads_nothing(layer: GrowableLayer, widths: Mapping[str, int], reads: Selection) -> bool:
+    if layer.per_unit or layer.is_residual:
+        return False
+    if not (layer.is_head or any(widths.get(s.space) for s in layer.writes)):
+        return False
+    return not any(len(reads[s.space]) or widths.get(s.space) for s in layer.reads)
 
 
 def require_images(experience: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from growing_streams import PLAN, RECIPE, answers, backbone, drawn, growing, stream_of
 
+from firefly_cl.continual.model import fitting
 from firefly_cl.continual.plan import Plan
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth.budget import growth_cost, unit_cost
@@ -49,6 +51,32 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"for task 1, whose head needs \d+"):
         strategy.train(benchmark.train_stream[1])
     assert len(strategy.net.tasks) == 1
+
+
+@pytest.mark.parametrize("start", ["random", "copies"])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["mlp", "concat", "grouped", "resnet9"])
+def test_a_task_begins_at_every_budget_or_the_budget_is_refused(
+    name: str, shared: float, start: str
+) -> None:
+    net = FireflyNet.from_module(backbone(name), torch.zeros(2, 1, 8, 8))
+    net.freeze()
+    plan = Plan(seed=0.5, shared=shared, start=start, grow_at=())
+    reads, held = plan.reads(net), floats(net)
+    full = task_floats(net, 3, plan.seed_widths(net), reads)
+    refused, least = [], full
+    for left in {*range(0, full, max(full // 12, 1)), full}:
+        try:
+            widths = fitting(net, 3, plan, reads, held + left)
+        except ConfigurationError as error:
+            assert f"leaves {left} for task 1" in str(error)
+            refused.append(left)
+            continue
+        begun = copy.deepcopy(net)
+        begun.begin_task(3, widths, reads)
+        assert floats(begun) - held == task_floats(net, 3, widths, reads) <= left
+        least = min(least, floats(begun) - held)
+    assert refused and max(refused) < least
 
 
 @pytest.mark.parametrize("cost", ["units", "flops"])

@@ -112,7 +112,8 @@ class FireflyPlugin(SupervisedPlugin):
         """Give the optimizer the newest task's parameters and nothing else."""
         net = _model(strategy).net
         _train_only(strategy.optimizer, net.trainable())
-        epochs = strategy.train_epochs
+        training = _training(strategy)  # which sets the strategy's epochs later than this
+        epochs = strategy.train_epochs if training is None else training.recipe.epochs
         self._due = _epochs_at(self.plan.grow_at, epochs)
         self._selections = _epochs_at(self.plan.select_at, epochs)
         self._prunings = _epochs_at(self.plan.prune_at, epochs)

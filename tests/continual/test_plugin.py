@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from firefly_cl.continual.growing import FireflyPlugin
 from firefly_cl.continual.model import FireflyModel
 from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.training import TrainingPlugin
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Growth
@@ -103,6 +104,19 @@ def test_optimizer_follows_growth_under_a_recipe() -> None:
     strategy = growing("resnet9", plugins=[watch])
     strategy.train(stream_of(TASKS).train_stream)
     assert len(strategy.firefly.events) == 3 and watch.states > 0
+
+
+def test_the_first_task_grows_by_the_epochs_of_the_recipe() -> None:
+    model = wrapped("mlp")
+    strategy = Naive(
+        model=model,
+        optimizer=one_group(model.net),
+        plugins=[FireflyPlugin(PLAN), TrainingPlugin(RECIPE)],
+        evaluator=EvaluationPlugin(),
+    )
+    strategy.train(stream_of(TASKS).train_stream)
+    firefly = next(plugin for plugin in strategy.plugins if isinstance(plugin, FireflyPlugin))
+    assert [(event["task"], event["epoch"]) for event in firefly.events] == [(0, 1), (1, 1), (2, 1)]
 
 
 def test_needs_a_growing_model() -> None:

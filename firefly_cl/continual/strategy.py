@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ class FireflyStrategy(SupervisedTemplate):
     docs/method.md.
 
     model: a plain torch.fx-traceable module (with `example_input`, one batch of inputs), a
-    FireflyNet, or a FireflyModel. With a `recipe`, tasks are trained by it: in-memory batches
-    with its augmentation (`pixels` says how they become inputs), its schedule, precision and
-    number of epochs; `optimizer`, `train_mb_size` and `train_epochs` are then not needed.
-    Without one, everything is Avalanche's own. Every experience needs a task label of its own.
+    FireflyNet, or a FireflyModel, whose plan is then that of the strategy. With a `recipe`, tasks
+    are trained by it: in-memory batches with its augmentation (`pixels` says how they become
+    inputs), its schedule, precision and number of epochs; `optimizer`, `train_mb_size` and
+    `train_epochs` are then not needed. Without one, everything is Avalanche's own. Every
+    experience needs a task label of its own.
 
     Raises UnsupportedOperation for a model that cannot grow, ConfigurationError, and DataError
     at experiences that cannot be learnt.
@@ -59,7 +61,7 @@ class FireflyStrategy(SupervisedTemplate):
         eval_every: int = -1,
         **kwargs: Any,
     ) -> None:
-        plan = plan or Plan()
+        plan = _plan_of(model, plan)
         wrapped = FireflyModel.wrap(model, example_input, plan, seed).to(device)
         if budget is not None and floats(wrapped.net) > budget:
             raise ConfigurationError(
@@ -94,3 +96,16 @@ class FireflyStrategy(SupervisedTemplate):
     def net(self) -> Any:
         """The growing network."""
         return self.model.net
+
+
+def _plan_of(model: nn.Module, plan: Plan | None) -> Plan:
+    """The one plan of a model and a strategy."""
+    if not isinstance(model, FireflyModel):
+        return plan or Plan()
+    if plan is None or plan == model.plan:
+        return model.plan
+    others = [f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(model.plan, f.name)]
+    raise ConfigurationError(
+        f"the FireflyModel has a plan with another {', '.join(others)} than the strategy's: "
+        "give the plan to one of them, or the same to both"
+    )

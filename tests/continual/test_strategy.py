@@ -162,6 +162,14 @@ def test_takes_a_net_or_a_model_as_it_is() -> None:
     assert grown.model.tasks == {0: 0}
 
 
+def test_the_plan_of_a_model_is_that_of_the_strategy() -> None:
+    plan = dataclasses.replace(PLAN, growth=0.75, validation=0.2)
+    strategy = FireflyStrategy(model=FireflyModel(growing().net, plan), recipe=RECIPE)
+    assert strategy.firefly.plan is strategy.model.plan is plan
+    with pytest.raises(ConfigurationError, match="another growth, validation than the strategy's"):
+        FireflyStrategy(model=FireflyModel(growing().net, plan), plan=PLAN)
+
+
 # --- what cannot be learnt --------------------------------------------------------------------
 
 

@@ -391,10 +391,13 @@ def _epochs_at(shares: Sequence[float], epochs: int) -> set[int]:
 
 
 def _loss(strategy: Any) -> Loss:
-    """The strategy's criterion on one of its batches."""
+    """The strategy's criterion on one of its batches, whose images are as in training."""
+    training = _training(strategy)
 
     def loss(model: Any, batch: list[Tensor]) -> Tensor:
         x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+        if training is not None:
+            x = training.inputs(x)
         value: Tensor = strategy._criterion(model(x).float(), y)
         return value
 

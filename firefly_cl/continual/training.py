@@ -189,7 +189,7 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_training_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Set the learning rate of this step; a group's `rate_scale` multiplies it."""
-        self._normalise(strategy.mbatch)
+        strategy.mbatch[0] = self.inputs(strategy.mbatch[0])
         rate = self.recipe.rate(self.step, self.steps)
         for group in strategy.optimizer.param_groups:
             group["lr"] = rate * group.get("rate_scale", 1.0)
@@ -239,12 +239,14 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_eval_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Normalise what another loader has left as uint8."""
-        self._normalise(strategy.mbatch)
+        strategy.mbatch[0] = self.inputs(strategy.mbatch[0])
 
-    def _normalise(self, batch: list[Tensor]) -> None:
-        if batch[0].dtype == torch.uint8:
-            pixels = self.pixels or Pixels.as_they_are(batch[0].shape[1])
-            batch[0] = normalise(batch[0], pixels.mean, pixels.std)
+    def inputs(self, images: Tensor) -> Tensor:
+        """Images of any loader as the model gets them: normalised where they are uint8."""
+        if images.dtype != torch.uint8:
+            return images
+        pixels = self.pixels or Pixels.as_they_are(images.shape[1])
+        return normalise(images, pixels.mean, pixels.std)
 
     def _batches(
         self,

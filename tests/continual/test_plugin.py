@@ -15,10 +15,13 @@ from growing_streams import PLAN, RECIPE, accuracy, answers, backbone, drawn, gr
 from torch import Tensor, nn
 
 from firefly_cl.continual.growing import FireflyPlugin
+from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.model import FireflyModel
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import TrainingPlugin
 from firefly_cl.errors import ConfigurationError
+from firefly_cl.gates.pruning import GatePruning
+from firefly_cl.gates.selection import GateSelection
 from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import Growth
 from firefly_cl.network import FireflyNet, floats
@@ -226,6 +229,57 @@ def test_held_out_images_are_never_learnt(recipe: Any, valid: bool) -> None:
             assert learnt | held == every and len(held) == 16
         test = benchmark.test_stream[experience.current_experience].dataset
         assert not pictures([torch.stack([i[0] for i in test])]) & (learnt | held | grown)
+
+
+class Bytes:
+    """A loader of its own kind: two batches of uint8 images."""
+
+    def __init__(self, task: int) -> None:
+        self.images = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
+        self.labels, self.task = torch.arange(32) % 2, task
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for x, y in zip(self.images.chunk(2), self.labels.chunk(2), strict=True):
+            yield [x, y, torch.full_like(y, self.task)]
+
+
+class OwnLoader(SupervisedPlugin):
+    """Puts that loader in the place of the strategy's, and keeps what the model is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        strategy.dataloader = Bytes(strategy.experience.task_label)
+
+    def before_backward(self, strategy: Any, **kwargs: object) -> None:
+        self.given.append(strategy.mb_x)
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet9"])
+def test_bytes_of_other_loaders_are_normalised_in_every_phase(name: str) -> None:
+    gates = {"select_at": (0.5,), "prune_at": (0.5,), "gates": GatePruning(epochs=1)}
+    plan = dataclasses.replace(PLAN, validation=0.0, selection=GateSelection(epochs=1), **gates)
+    loader, seen = OwnLoader(), []
+    strategy = growing(name, plan=plan, plugins=[loader], pixels=Pixels((0.5,), (0.25,)))
+    criterion = strategy.firefly.criterion
+
+    class Seeing(Recorder):
+        def grow(self, net: FireflyNet, batches: Any, loss: Any, *rest: Any) -> Growth:
+            for batch in batches:
+                loss(lambda x: seen.append(x) or net(x), batch)
+                assert batch[0].dtype == torch.uint8
+            return criterion.grow(net, batches, loss, *rest)
+
+    strategy.firefly.criterion = Seeing()
+    strategy.train(stream_of(TASKS[:2]).train_stream)
+    assert pictures(seen) == pictures(loader.given) and seen[0].min() < 0
+    kinds = {kind for event in strategy.firefly.events for kind in event["kinds"]}
+    assert {"deselect", "prune"} < kinds
 
 
 def test_holding_out_depends_on_the_seed_alone() -> None:

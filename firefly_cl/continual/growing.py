@@ -88,7 +88,9 @@ class FireflyPlugin(SupervisedPlugin):
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
         self._epoch, self._last_loss = 0, None
-        self._limit = _model(strategy).budget = self._share(strategy)
+        model = _model(strategy)
+        model.total = self.budget
+        self._limit = model.budget = self._share(strategy)
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is None and self.plan.validation:
             self._hold_out(strategy)

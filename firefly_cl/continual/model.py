@@ -24,7 +24,8 @@ class FireflyModel(MultiTaskModule):
     Training on an experience with a new task label begins a new task of the network, with the
     seed units and reads of `plan`; `tasks` says which one belongs to which label. Tasks that are
     not known yet answer zeros when Avalanche evaluates a whole stream. `budget`: floats that the
-    network may hold; a task begins with fewer seed units where they would not fit.
+    network may hold; a task begins with fewer seed units where they would not fit. `total`: the
+    budget of all tasks, which the first one's head may use whole.
     """
 
     def __init__(self, net: FireflyNet, plan: Plan, seed: int = 0) -> None:
@@ -33,6 +34,7 @@ class FireflyModel(MultiTaskModule):
         self.plan = plan
         self.seed = seed
         self.budget: int | None = None
+        self.total: int | None = None
         self.tasks: dict[int, int] = {}
 
     @staticmethod
@@ -86,6 +88,7 @@ class FireflyModel(MultiTaskModule):
         net = self.net
         generator = torch.Generator().manual_seed(experience_seed(self.seed, label))
         if not self.tasks and len(net.tasks) == 1 and not net.tasks[0].frozen:
+            self._require_room(classes)
             net.replace_head(classes, generator)
         else:
             if not net.tasks[-1].frozen:
@@ -98,6 +101,16 @@ class FireflyModel(MultiTaskModule):
             net.begin_task(classes, widths, reads, generator)
             inherit(net, self.plan.originals(net))
         self.tasks[label] = net.current
+
+    def _require_room(self, classes: int) -> None:
+        head = sum(parameter.numel() for parameter in self.heads()[0])
+        more = head // self.net.tasks[-1].classes * classes - head
+        if self.total is not None and (held := floats(self.net) + more) > self.total:
+            raise ConfigurationError(
+                f"the network has {held} floats with a head for the {classes} classes of the "
+                f"first task, over the budget of {self.total}: start narrower or give a larger "
+                "budget"
+            )
 
     def heads(self) -> tuple[list[nn.Parameter], int]:
         """Parameters of the newest task's head, and how many features it reads."""

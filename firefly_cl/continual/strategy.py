@@ -63,7 +63,8 @@ class FireflyStrategy(SupervisedTemplate):
     ) -> None:
         plan = _plan_of(model, plan)
         wrapped = FireflyModel.wrap(model, example_input, plan, seed).to(device)
-        if budget is not None and floats(wrapped.net) > budget:
+        begun = any(task.frozen for task in wrapped.net.tasks)
+        if budget is not None and not begun and floats(wrapped.net) > budget:
             raise ConfigurationError(
                 f"the network starts with {floats(wrapped.net)} floats, over the budget of "
                 f"{budget}: start narrower or give a larger budget"

@@ -44,6 +44,28 @@ def test_a_net_over_budget_is_refused_at_once() -> None:
         growing(budget=100)
 
 
+def test_a_first_head_that_does_not_fit_is_refused_before_it_is_there() -> None:
+    start = floats(growing().net)
+    first = stream_of([((0, 1, 2, 3, 4), 12), ((5, 6), 12)]).train_stream[0]
+    head = 3 * 7  # three classes more than the model came with, of six weights and a bias
+    strategy = growing(budget=start + head - 1)
+    with pytest.raises(ConfigurationError, match=rf"has {start + head} floats .* 5 classes"):
+        strategy.train(first)
+    assert floats(strategy.net) == start and strategy.net.tasks[0].classes == 2
+    strategy = growing(budget=start + head)
+    strategy.train(first)
+    assert floats(strategy.net) == start + head
+
+
+def test_a_budget_is_not_asked_for_what_was_learnt_before() -> None:
+    strategy = growing()
+    first, second, _ = stream_of(TASKS).train_stream
+    strategy.train(first)
+    again = growing(model=strategy.net, budget=floats(strategy.net) - 1)
+    with pytest.raises(ConfigurationError, match="leaves 0 for task 1"):
+        again.train(second)
+
+
 def test_a_head_that_does_not_fit_is_refused() -> None:
     strategy = growing(budget=floats(growing().net) + 10)
     benchmark = stream_of(TASKS)

@@ -376,12 +376,9 @@ class FireflyPlugin(SupervisedPlugin):
 
     def _own(self, net: FireflyNet) -> float:
         """What the newest task has by now, in the currency of growth budgets."""
-        cost = self.plan.cost
-        if cost == "units":
+        if self.plan.cost == "units":
             return sum(space.width(net.current) for space in net.spaces.values())
-        if cost == "parameters":
-            return sum(parameter.numel() for parameter in net.trainable())
-        return own_cost(net, cost, self.latency)
+        return own_cost(net, self.plan.cost, self.latency)
 
     def _generator(self, strategy: Any) -> torch.Generator:
         task = _model(strategy).net.current

@@ -335,7 +335,8 @@ def test_validation_is_of_the_newest_task() -> None:
     assert accuracy == int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
-def test_a_step_makes_up_for_what_the_one_before_left() -> None:
+@pytest.mark.parametrize("cost", ["units", "parameters"])
+def test_a_step_makes_up_for_what_the_one_before_left(cost: str) -> None:
     amounts = []
 
     class Miser(Recorder):
@@ -345,12 +346,12 @@ def test_a_step_makes_up_for_what_the_one_before_left() -> None:
             amounts.append(budget.amount)
             return Growth()
 
-    plan = dataclasses.replace(PLAN, grow_at=(0.25, 0.5), patience=-10.0, growth=0.5, cost="units")
-    strategy = growing(plan=plan, recipe=dataclasses.replace(RECIPE, epochs=4))
+    plan = dataclasses.replace(PLAN, grow_at=(0.25, 0.5), patience=-10.0, growth=0.5, cost=cost)
+    strategy = growing("mobilenetv1", plan=plan, recipe=dataclasses.replace(RECIPE, epochs=4))
     strategy.firefly.criterion = Miser()
     strategy.train(stream_of(TASKS).train_stream[0])
-    units = sum(strategy.net.spaces[name].width(0) for name in strategy.net.spaces)
-    assert amounts == [int(1.5 * units) - units, int(2.25 * units) - units]
+    own = strategy.net.units() if cost == "units" else floats(strategy.net)
+    assert amounts == [int(1.5 * own) - own, int(2.25 * own) - own]
 
 
 def test_the_schedule_may_begin_anew_with_each_growth_step() -> None:

@@ -77,6 +77,8 @@ def check(request: Request) -> None:
             raise ConfigurationError(f"{option} is {value}: give {least} or more")
     if request.width is not None and not 0 < request.width < float("inf"):
         raise ConfigurationError(f"--width is {request.width}: give a number above 0")
+    if request.width is not None and request.constant_width is not None:
+        raise ConfigurationError("--width and --constant-width are two widths: give one of them")
     if not 0 <= request.validation < 1:
         raise ConfigurationError(
             f"--validation is {request.validation}: give a fraction from 0 to below 1"

@@ -92,9 +92,7 @@ _DIGITS = Preset(
             name: {"options": {"mem_size": "100"}}
             for name in ("der", "er-ace", "gdumb", "icarl", "replay")
         },
-        **{
-            name: {"options": {"mem_size": "100", "sample_size": "16"}} for name in ("agem", "gem")
-        },
+        **{name: {"options": {"mem_size": "100", "sample_size": "16"}} for name in ("agem", "gem")},
     },
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from firefly_cl.benchmark.configuration import parse_settings
 from firefly_cl.benchmark.plan import Request, scoped
 from firefly_cl.benchmark.presets import GROWTH, Preset
 from firefly_cl.errors import ConfigurationError
@@ -17,6 +18,15 @@ DATASETS = {
 }
 """Datasets of `grow` and `prune`, and the scenarios that hold them, here learnt in one task."""
 
+_OWNED = {
+    "criterion": "--criterion",
+    "growth": "--growth",
+    "cost": "--cost",
+    "grow_at": "--rounds",
+    "restart": "--rounds",
+    "patience": "--rounds",
+}
+
 
 def one_task(data: str, presets: Mapping[str, Preset]) -> tuple[str, Preset]:
     """The scenario of a dataset and its preset; raises ConfigurationError."""
@@ -24,6 +34,18 @@ def one_task(data: str, presets: Mapping[str, Preset]) -> tuple[str, Preset]:
         raise ConfigurationError(f"--data is {data!r}: choose from {', '.join(DATASETS)}")
     scenario = DATASETS[data]
     return scenario, presets[scenario]
+
+
+def refuse_owned(common: Request, owned: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for an option that a command sets itself, or epochs in the recipe.
+
+    owned: the flag that each such option follows from.
+    """
+    for name in scoped(common.options, "--option", "firefly", ("firefly",)):
+        if name in owned:
+            raise ConfigurationError(f"--option {name} follows from {owned[name]} here: give that")
+    if "epochs" in parse_settings(common.recipe, "--recipe"):
+        raise ConfigurationError("--recipe epochs is --epochs here, of each training: give that")
 
 
 def growth_requests(
@@ -38,6 +60,7 @@ def growth_requests(
     from firefly_cl.growth import CRITERIA
 
     scenario, preset = one_task(data, GROWTH)
+    refuse_owned(common, _OWNED)
     if rounds < 1:
         raise ConfigurationError(f"--rounds is {rounds}: give 1 or more")
     if not 0 < growth <= 10:

@@ -6,10 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from firefly_cl.benchmark.plan import Request, parse_names
+from firefly_cl.benchmark.plan import Request, parse_names, scoped
 from firefly_cl.benchmark.presets import PRUNING
-from firefly_cl.benchmark.rounds import one_task
+from firefly_cl.benchmark.rounds import one_task, refuse_owned
 from firefly_cl.errors import ConfigurationError
+
+_OWNED = {
+    "lam": "--lam",
+    "prune_at": "--rounds",
+    "grow_at": "--rounds",
+    "restart": "--rounds",
+    "gate_cost": "--cost",
+    "gate_epochs": "--gate-epochs",
+}
 
 
 def pruning_requests(
@@ -23,6 +32,14 @@ def pruning_requests(
     from firefly_cl.gates.pruning import GatePruning
 
     scenario, preset = one_task(data, PRUNING)
+    refuse_owned(common, _OWNED)
+    tolerant = "prune_tolerance" in scoped(common.options, "--option", "firefly", ("firefly",))
+    if tolerant and len(lams) > 1:
+        raise ConfigurationError(
+            "with --option prune-tolerance one price is found by search: give one --lam to begin at"
+        )
+    if common.settings:
+        raise ConfigurationError("--setting is for growth criteria, and prune grows nothing")
     if rounds < 1:
         raise ConfigurationError(f"--rounds is {rounds}: give 1 or more")
     if gate_epochs < 1:

@@ -168,6 +168,7 @@ def test_every_scenario_has_a_preset_that_works(scenario: str):
         ({"epochs": 0}, "--epochs is 0"),
         ({"batch_size": 1}, "--batch-size is 1"),
         ({"width": 0.0}, "--width is 0.0"),
+        ({"width": 0.5, "constant_width": 8}, "are two widths: give one of them"),
         ({"width": float("nan")}, "--width is nan"),
         ({"validation": 1.0}, "--validation is 1.0"),
         ({"budget": -1}, "--budget is -1"),

@@ -168,6 +168,9 @@ def test_what_is_grown_is_not_grown_again(grown: Path, capsys: pytest.CaptureFix
         (("--setting", "raech=1"), "unknown firefly setting 'raech': did you mean 'reach'?"),
         (("--setting", "tiny.reach=1"), "'tiny', which is not run: write one of firefly before"),
         (("--criterion", "random,net2net", "--setting", "reach=1"), "unknown net2net setting"),
+        (("--option", "criterion=tiny"), "--option criterion follows from --criterion here"),
+        (("--option", "firefly.grow-at=0.3"), "--option grow_at follows from --rounds here"),
+        (("--recipe", "epochs=3"), "--recipe epochs is --epochs here, of each training"),
     ],
 )
 def test_bad_input_is_one_line(

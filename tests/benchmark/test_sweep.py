@@ -119,6 +119,9 @@ def test_prices_are_read_once_each() -> None:
         (("--cost", "dollars"), "use units, parameters, flops"),
         (("--epochs", "0"), "--epochs is 0: give 1 or more"),
         (("--constant-width", "1"), "leaves nothing to prune"),
+        (("--option", "lam=0.1"), "--option lam follows from --lam here"),
+        (("--lam", "1e-4,1e-3", "--option", "prune-tolerance=0.01"), "give one --lam to begin at"),
+        (("--setting", "reach=0.2"), "prune grows nothing"),
     ],
 )
 def test_bad_input_is_one_line(

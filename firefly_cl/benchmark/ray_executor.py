@@ -56,7 +56,7 @@ class RayCluster:
                 f"--gpus-per-cell is {self.gpus:g}: give a share between 0 and 1, or whole GPUs"
             )
         if importlib.util.find_spec("ray") is None:
-            raise ConfigurationError("ray is not installed: pip install 'firefly_cl[dist]'")
+            raise ConfigurationError("ray is not installed: pip install ray")
 
     def run(self, jobs: Sequence[Job], hear: Hear) -> None:
         """See `Executor.run`. Raises ClusterError where the cluster cannot be used.

@@ -27,7 +27,7 @@ def load_optuna() -> Any:
         import optuna
     except ImportError:
         raise ConfigurationError(
-            "tune needs optuna, which is not installed: pip install 'firefly_cl[tune]'"
+            "tune needs optuna, which is not installed: pip install optuna"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

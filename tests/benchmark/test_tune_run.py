@@ -463,7 +463,7 @@ def test_without_optuna(
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert tune() == (2, [])
     err = capsys.readouterr().err
-    assert err.endswith("pip install 'firefly_cl[tune]'\n") and err.count("\n") == 1
+    assert err.endswith("pip install optuna\n") and err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -34,6 +34,8 @@ report: $(VENV)/.installed
 		$(BIN)/firefly-cl report benchmarks/records/growth --markdown docs/growth.md)
 	$(if $(wildcard benchmarks/class_incremental),\
 		$(BIN)/firefly-cl report benchmarks/class_incremental --markdown docs/benchmark.md)
+	$(if $(wildcard benchmarks/stage_widths),\
+		$(BIN)/python benchmarks/stage_widths.py --draw)
 	$(if $(wildcard benchmarks/records/step_time.json),\
 		$(BIN)/python benchmarks/step_time.py --draw)
 	$(if $(wildcard benchmarks/records/growth_step.json),\

@@ -68,3 +68,11 @@ def test_errors_say_what_to_do(stage_widths: ModuleType, tmp_path: Path) -> None
             stage_widths.stages(shape)
     with pytest.raises(FileError, match="does not exist"):
         stage_widths.main(out=tmp_path / "none", page=tmp_path / "page.md", draw=True)
+
+
+def test_the_page_shows_the_records(stage_widths: ModuleType, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "growth.md").read_text()
+    page = tmp_path / "growth.md"
+    page.write_text(text)
+    stage_widths.main(page=page, draw=True)
+    assert page.read_text() == text

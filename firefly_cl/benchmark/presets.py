@@ -90,9 +90,8 @@ _DIGITS = Preset(
         # all that remember images remember as many
         **{
             name: {"options": {"mem_size": "100"}}
-            for name in ("der", "er-ace", "gdumb", "icarl", "replay")
+            for name in ("agem", "der", "er-ace", "gdumb", "gem", "icarl", "replay")
         },
-        **{name: {"options": {"mem_size": "100", "sample_size": "16"}} for name in ("agem", "gem")},
     },
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import sys
 import traceback
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from firefly_cl import __version__
 from firefly_cl.commands import (
+    COMMANDS,
     Benchmark,
     Command,
-    Grow,
     List,
     Prune,
     Report,
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from firefly_cl.benchmark.plan import Request
     from firefly_cl.benchmark.runner import Outcome
 
+_ABOUT = """Continual learning by networks that grow and forget nothing.
+
+firefly-cl --version tells the version."""
+
 # Only the standard library, tyro, commands and errors above: --help must answer at once.
 
 
@@ -42,45 +46,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Command:
+    if list(arguments[:1]) == ["--version"]:
+        print(f"firefly-cl {__version__}")
+        sys.exit()
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
             command: Command = tyro.extras.subcommand_cli_from_dict(
-                {
-                    "run": Run,
-                    "grow": Grow,
-                    "prune": Prune,
-                    "benchmark": Benchmark,
-                    "tune": Tune,
-                    "list": List,
-                    "report": Report,
-                    "verify": Verify,
-                },
+                COMMANDS,
                 prog="firefly-cl",
-                description="Continual learning by networks that grow and forget nothing.",
+                description=_ABOUT,
                 args=arguments,
             )
     except SystemExit as end:
         if end.code:
-            print(f"error: {_without_frame(box.getvalue())}", file=sys.stderr)
+            from firefly_cl.mistakes import mistake
+
+            print(f"error: {mistake(arguments, box.getvalue(), COMMANDS)}", file=sys.stderr)
         raise
     return command
-
-
-def _without_frame(box: str) -> str:
-    """What tyro says in a framed box, in one line: the mistake, and what may have been meant."""
-    lines = [line.strip("│| ") for line in box.splitlines()[1:]]
-    lines = [line if line.strip("─-+╭╮╰╯") else "" for line in lines]
-    lines = list(itertools.dropwhile(lambda line: not line, lines))
-    body = list(itertools.takewhile(bool, lines))
-    text = " ".join(body).rstrip(".")
-    rest = lines[len(body) :]
-    for line, following in itertools.pairwise(rest):
-        if line.startswith("Perhaps you meant") and following:
-            text += f"; did you mean {following.split()[0]}?"
-        elif line.startswith("Available subcommands"):
-            text += f"; {line[0].lower()}{line[1:]}"
-    return f"{text} (firefly-cl --help shows all)"
 
 
 def execute(command: Command) -> int:

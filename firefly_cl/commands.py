@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -297,3 +298,14 @@ class Verify:
 
 TrainingCommand = Run | Grow | Prune
 Command = TrainingCommand | Benchmark | Tune | List | Report | Verify
+
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "run": Run,
+    "grow": Grow,
+    "prune": Prune,
+    "benchmark": Benchmark,
+    "tune": Tune,
+    "list": List,
+    "report": Report,
+    "verify": Verify,
+}

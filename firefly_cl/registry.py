@@ -85,8 +85,14 @@ class Registry:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The known name nearest to `name`, or all of them, as the end of an error message."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names) or 'none'}"
+    near = nearest(name, names)
+    return f"did you mean {near!r}?" if near else f"choose from {', '.join(names) or 'none'}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to `name`, if one is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return near[0] if near else None
 
 
 def _registered_names(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from firefly_cl.registry import suggestion
 T = TypeVar("T")
 
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_WANTED = {int: "a whole number", bool: "true or false", float: "a number"}
+WANTED = {int: "a whole number", bool: "true or false", float: "a number"}
 
 
 def read_settings(given: Mapping[str, object], kind: type[T], what: str) -> T:
@@ -35,7 +35,7 @@ def read_settings(given: Mapping[str, object], kind: type[T], what: str) -> T:
             values[key] = _read(value, wanted)
         except (ValueError, KeyError):
             raise ConfigurationError(
-                f"{what} {name} is {value!r}; it must be {_WANTED.get(wanted, 'text')}"
+                f"{what} {name} is {value!r}; it must be {WANTED.get(wanted, 'text')}"
             ) from None
     return kind(**values)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import firefly_cl
 from firefly_cl import cli
 from firefly_cl.benchmark.presets import NAMED
 
@@ -154,15 +155,30 @@ def test_mistakes_are_answered_in_one_line(
     ("arguments", "says"),
     [
         ([], "one of {run, grow, prune, benchmark, tune, list, report, verify}"),
+        (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
         (
-            ["rnu"],
-            "rnu; available subcommands: run, grow, prune, benchmark, tune, list, report, verify",
+            ["zzz"],
+            "'zzz': choose from benchmark, grow, list, prune, report, run, tune, verify (",
         ),
-        (["run", "--epochs", "many"], "--epochs"),
-        (["run", "--epoch", "3"], "--epoch, 3; did you mean --epochs?"),
+        (["--verison"], "firefly-cl has no --verison: did you mean --version?\n"),
+        (["--seeds", "3", "run"], "--seeds comes after the command, as in firefly-cl run --seeds"),
+        (["run", "--epochs", "abc"], "--epochs is 'abc': give a whole number\n"),
+        (["run", "--epochs=1.5"], "--epochs is '1.5': give a whole number\n"),
+        (["run", "--workers", "1", "--workers", "x"], "--workers is 'x': give a whole number\n"),
+        (["run", "--save_every", "soon"], "--save-every is 'soon': give a number\n"),
+        (["run", "--width", "wide"], "--width is 'wide': give a number\n"),
+        (["run", "--workers"], "--workers needs a value\n"),
+        (["run", "--epochs", "--json"], "--epochs needs a value\n"),
+        (["run", "--epoch", "3"], "run has no --epoch: did you mean --epochs?\n"),
+        (["run", "--zzz"], "run has no --zzz (firefly-cl run --help shows what it has)"),
+        (
+            ["benchmark", "g.toml", "--seeds", "3"],
+            "benchmark has no --seeds (run, grow, prune and tune have it)\n",
+        ),
+        (["report", "o", "--strategy", "naive"], "report has no --strategy (run has it)\n"),
         (["run", "one", "two"], "two"),
-        (["benchmark"], "GRID.toml"),
-        (["tune"], "GRID.toml"),
+        (["benchmark"], "benchmark needs GRID.toml\n"),
+        (["tune"], "tune needs GRID.toml\n"),
         (["report"], "no run named"),
     ],
 )
@@ -174,6 +190,13 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert not caught.value.code
+    assert capsys.readouterr().out == f"firefly-cl {firefly_cl.__version__}\n"
 
 
 def test_split_digits_runs_and_verifies(

@@ -62,7 +62,10 @@ def _parse(arguments: Sequence[str]) -> Command:
         if end.code:
             from firefly_cl.mistakes import mistake
 
-            print(f"error: {mistake(arguments, box.getvalue(), COMMANDS)}", file=sys.stderr)
+            message = mistake(arguments, box.getvalue(), COMMANDS)
+            print(f"error: {message}", file=sys.stderr)
+            if "--json" in arguments:
+                print(json.dumps({"error": message}))
         raise
     return command
 

@@ -192,6 +192,19 @@ def test_arguments_that_cannot_be_parsed_exit_with_2(
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["rnu"], ["run", "--epochs", "abc"], ["benchmark"], ["report", "--strategy", "x"]]
+)
+def test_json_of_arguments_that_cannot_be_parsed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--json"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": err.removeprefix("error: ").strip()}
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])

@@ -28,6 +28,7 @@ from firefly_cl.commands import (
     Verify,
 )
 from firefly_cl.errors import ConfigurationError, FileError, FireflyError
+from firefly_cl.help_page import HelpPage
 
 if TYPE_CHECKING:
     from firefly_cl.benchmark.plan import Request
@@ -37,7 +38,7 @@ _ABOUT = """Continual learning by networks that grow and forget nothing.
 
 firefly-cl --version tells the version."""
 
-# Only the standard library, tyro, commands and errors above: --help must answer at once.
+# Only the standard library, tyro and light modules above: --help must answer at once.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,9 +50,9 @@ def _parse(arguments: Sequence[str]) -> Command:
     if list(arguments[:1]) == ["--version"]:
         print(f"firefly-cl {__version__}")
         sys.exit()
-    box = io.StringIO()
+    box, page = io.StringIO(), HelpPage()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(box), contextlib.redirect_stdout(page):
             command: Command = tyro.extras.subcommand_cli_from_dict(
                 COMMANDS,
                 prog="firefly-cl",
@@ -59,6 +60,8 @@ def _parse(arguments: Sequence[str]) -> Command:
                 args=arguments,
             )
     except SystemExit as end:
+        asked = not {"-h", "--help"}.isdisjoint(arguments)
+        print(page.wrapped() if asked else page.text(), end="")
         if end.code:
             from firefly_cl.mistakes import mistake
 

@@ -13,6 +13,10 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 _PRESET = "(default: the scenario's)"
 Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_PRESET)]
 Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_PRESET)]
+_CORES = "(default: one for each physical core; with --ray as many as there is room for)"
+Processes = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_CORES)]
+_SHARE = "(default: the physical cores, or OMP_NUM_THREADS, divided by --workers)"
+Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_SHARE)]
 Minutes = Annotated[float, tyro.conf.arg(metavar="MINUTES")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
 Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
@@ -46,7 +50,7 @@ class _What:
 @dataclass(frozen=True)
 class _Rounds:
     data: str = "digits"
-    """digits, cifar10, cifar100, or folder: images in --data-dir, see docs/scenarios.md."""
+    """digits, cifar10, cifar100, or folder (see docs/scenarios.md) for images in --data-dir."""
     criterion: Names = "firefly"
     """Growth criteria, with commas between; `firefly-cl list` shows them."""
     compare: Flag = False
@@ -62,7 +66,7 @@ class _Rounds:
 @dataclass(frozen=True)
 class _Sweep:
     data: str = "digits"
-    """digits, cifar10, cifar100, or folder: images in --data-dir, see docs/scenarios.md."""
+    """digits, cifar10, cifar100, or folder (see docs/scenarios.md) for images in --data-dir."""
     lam: Names = "1e-4"
     """Price of a unit in terms of the loss, or several to sweep, with commas between."""
     cost: str = "units"
@@ -113,9 +117,8 @@ class _Training:
     """Discard what the run folders hold and run again."""
     save_every: Minutes = 10.0
     """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
-    threads: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Threads of each run; the physical cores, or OMP_NUM_THREADS, divided by --workers unless
-    given."""
+    threads: Threads = None
+    """Threads of each run."""
     workers: int = 1
     """Runs at a time; more than one have a process each."""
     device: str = "cpu"
@@ -170,14 +173,12 @@ class Benchmark:
 
     grid: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GRID.toml")]]
     """The grid."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Cells to run at a time, which share the cores; one for each physical core unless told, with
-    --ray as many as there is room for."""
+    workers: Processes = None
+    """Cells to run at a time, which share the cores."""
     retries: int = 2
     """How often a cell is started again whose process was killed."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """Run on the machines of a Ray cluster: auto for the one that this machine is part of,
-    HOST:PORT of its head, or local for a Ray of its own on this machine."""
+    """Run on a Ray cluster: auto (this machine's), HOST:PORT of its head, or local (made here)."""
     cpus_per_cell: Annotated[
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: 1)")
     ] = None
@@ -225,9 +226,8 @@ class Tune:
     """Settings not to search, such as learning_rate, which then stays the grid's for all."""
     sampler_seed: int = 0
     """Seed of the search; the same one gives the same trials."""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """Trials to run at a time, which share the cores; one for each physical core unless told, with
-    --ray as many as there is room for."""
+    workers: Processes = None
+    """Trials to run at a time, which share the cores."""
     retries: int = 2
     """How often a trial is started again whose process was killed."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None

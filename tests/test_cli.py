@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import firefly_cl
 from firefly_cl import cli
 from firefly_cl.benchmark.presets import NAMED
 
-COMMANDS = ("run", "grow", "benchmark", "tune", "list", "report", "verify")
+COMMANDS = ("run", "grow", "prune", "benchmark", "tune", "list", "report", "verify")
 
 
 def shell(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,24 @@ def test_help_answers_at_once(arguments: tuple[str, ...]):
     assert time.perf_counter() - started < 2
     assert done.returncode == 0
     assert "usage: firefly-cl" in done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+@pytest.mark.parametrize("arguments", [(), *[(command,) for command in COMMANDS]])
+def test_help_keeps_to_the_width(
+    arguments: tuple[str, ...],
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments, "--help"])
+    assert not caught.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    if columns == 80:  # an option in a sentence does not look like one that is explained
+        assert not [line for line in lines if re.match("[│| ]{4,}--", line)]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ class IndividualLearner:
         return self.nets[task]
 
 
-@STRATEGIES.register("individual")
+@STRATEGIES.register("individual", options=NoOptions)
 def individual(setup: Setup) -> IndividualLearner:
     """One network a task; takes no options."""
     read_options(setup.options, NoOptions)

@@ -143,6 +143,7 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
         check_criteria,
         check_data_dir,
         check_device,
+        check_options,
         check_save_every,
     )
 
@@ -164,6 +165,7 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     use_threads(threads if command.workers == 1 else 1)
     check_device(command.device)
     for _, request, _ in runs:
+        check_options(request)
         check_criteria(request)
 
     from firefly_cl.benchmark.display import Display

@@ -86,12 +86,14 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     """The known name nearest to `name`, or all of them, as the end of an error message."""
     names = sorted(known)
     near = nearest(name, names)
-    return f"did you mean {near!r}?" if near else f"choose from {', '.join(names) or 'none'}"
+    if near:
+        return f"did you mean {near!r}?"
+    return f"choose from {', '.join(names)}" if names else "there are none"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to `name`, if one is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.65)
     return near[0] if near else None
 
 

@@ -92,6 +92,31 @@ def test_wrong_options_are_found_before_anything_runs(option: str, says: str, fa
     assert not list(Path("out").rglob("record.json"))
 
 
+@pytest.mark.parametrize(
+    ("strategies", "option", "says"),
+    [
+        (
+            "firefly,naive,replay",
+            "mem-size=50",
+            "firefly has no option 'mem-size'; replay has it: write --option replay.mem-size=50",
+        ),
+        (
+            "replay,individual,der",
+            "mem_size=50",
+            "individual has no options; replay and der have 'mem_size': "
+            "write --option replay.mem_size=50 --option der.mem_size=50",
+        ),
+        ("individual", "head=x", "individual has no options: leave --option head out"),
+        ("replay,der", "mem_siz=50", "did you mean 'mem_size'?"),
+        ("firefly,naive", "quokka=1", "unknown strategy option 'quokka': choose from "),
+    ],
+)
+def test_an_option_that_not_all_have(strategies: str, option: str, says: str, fails: Fails) -> None:
+    said = fails("run", *QUICK, "--strategy", strategies, "--option", option, "--out", "out")
+    assert says in said
+    assert not list(Path("out").rglob("record.json"))
+
+
 @pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
 def test_minutes_that_cannot_be(minutes: str, fails: Fails) -> None:
     said = fails("run", *QUICK, "--save-every", minutes, "--out", "out")

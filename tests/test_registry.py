@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from firefly_cl.errors import ConfigurationError, FireflyError, UnknownName
-from firefly_cl.registry import Registry
+from firefly_cl.registry import Registry, suggestion
 
 PACKAGE = "registry_probe"
 
 INIT = f'''
-from firefly_cl.registry import Registry
+from firefly_cl.registry import Registry, suggestion
 
 FRUIT = Registry("fruit", "{PACKAGE}")
 '''
@@ -153,6 +153,20 @@ def test_unknown_name_near_nothing_lists_all(fruit):
     assert str(error.value) == (
         "unknown fruit 'xyz': choose from apple, durian, lemon, orange, pear"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("mem_size", ("prune_tries", "patience", "seed", "early")),
+        ("head", ("shared", "private", "growth")),
+        ("foo", ("uniform", "random", "tiny", "firefly")),
+        ("help", ("report", "run", "grow")),
+    ],
+)
+def test_nothing_far_is_suggested(name: str, known: tuple[str, ...]):
+    assert suggestion(name, known) == f"choose from {', '.join(sorted(known))}"
+    assert suggestion(name, ()) == "there are none"
 
 
 def test_a_package_that_is_absent_has_no_names():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,35 @@ def check_criteria(request: Request) -> None:
         if cell.strategy == GROWING:
             plan = plan_of(cell.options)
             criterion_of(plan.criterion, plan.settings)
+
+
+def check_options(request: Request) -> None:
+    """Raise ConfigurationError for an option for all that one strategy lacks; loads torch.
+
+    What no strategy has is left to the reading of its options, which tells the nearest.
+    """
+    from firefly_cl.continual import STRATEGIES
+
+    kinds = {strategy: STRATEGIES.options(strategy) for strategy in request.strategies}
+    known = {
+        strategy: [each.name for each in fields(kind)]
+        for strategy, kind in kinds.items()
+        if kind is not None
+    }
+    for name, value in parse_pairs(request.options, "--option").items():
+        owners = [strategy for strategy, names in known.items() if _spelt(name) in names]
+        for strategy, names in known.items():
+            if "." in name or strategy in owners or (names and not owners):
+                continue
+            lacks = f"has no option {name!r}" if names else "has no options"
+            if not owners:
+                raise ConfigurationError(f"{strategy} {lacks}: leave --option {name} out")
+            instead = " ".join(f"--option {owner}.{name}={value}" for owner in owners)
+            have = "has" if len(owners) == 1 else "have"
+            it = "it" if names else repr(name)
+            raise ConfigurationError(
+                f"{strategy} {lacks}; {' and '.join(owners)} {have} {it}: write {instead}"
+            )
 
 
 def cells_of(request: Request) -> list[Cell]:

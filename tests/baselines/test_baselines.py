@@ -309,7 +309,7 @@ def test_other_memories(buffer: str, digits: Scenario, trained: Callable[..., An
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("individual", {"mem_size": "3"}, "choose from none"),
+        ("individual", {"mem_size": "3"}, "there are none"),
         ("naive", {"norm": "group"}, "shared, task"),
         ("replay", {"mem_siz": "3"}, "did you mean .mem_size.?"),
         ("replay", {"mem_size": "few"}, "a whole number"),

@@ -12,7 +12,7 @@ from firefly_cl.registry import suggestion
 
 T = TypeVar("T")
 
-_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 WANTED = {int: "a whole number", bool: "true or false", float: "a number"}
 
 
@@ -43,7 +43,7 @@ def read_settings(given: Mapping[str, object], kind: type[T], what: str) -> T:
 def _read(value: object, wanted: type) -> Any:
     """A value of one type; raises ValueError or KeyError where it is none."""
     if isinstance(value, str):
-        read: Any = _TRUTH[value.lower()] if wanted is bool else wanted(value)
+        read: Any = TRUTH[value.lower()] if wanted is bool else wanted(value)
     elif isinstance(value, wanted) and isinstance(value, bool) == (wanted is bool):
         read = value
     elif wanted is float and isinstance(value, int) and not isinstance(value, bool):

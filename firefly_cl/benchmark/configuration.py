@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.registry import suggestion
+from firefly_cl.settings import TRUTH, WANTED
 
 if TYPE_CHECKING:
     from firefly_cl.continual.recipe import Recipe
@@ -116,14 +117,18 @@ def _override(default: Any, settings: Mapping[str, Any], where: str) -> Any:
                 f"the {where} has no setting {name!r}: {suggestion(name, known)}"
             )
         old = getattr(default, name)
+        logical = old is None or isinstance(old, bool)
+        if logical and isinstance(value, str):
+            value = TRUTH.get(value.lower(), value)  # as options are read
         if is_dataclass(old) and isinstance(value, Mapping):
             changes[name] = _override(old, value, name)
         elif _fits(old, value):
             changes[name] = value
         else:
-            raise ConfigurationError(
-                f"{name} of the {where} is {value!r}: give a value of the kind of {old!r}"
-            )
+            wanted = WANTED.get(bool if logical else type(old), "text")
+            if is_dataclass(old):
+                wanted = f"a table of {name} settings"
+            raise ConfigurationError(f"{name} of the {where} is {value!r}: give {wanted}")
     try:
         return replace(default, **changes)
     except (TypeError, ValueError) as error:

@@ -240,6 +240,32 @@ def test_paths_and_devices_are_checked(tmp_path: Path):
         check(replace(REQUEST, backbone=""))
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("epochs=2.5", "epochs of the recipe is 2.5: give a whole number"),
+        ("mixup=much", "mixup of the recipe is 'much': give a number"),
+        ("nesterov=maybe", "nesterov of the recipe is 'maybe': give true or false"),
+        ("channels_last=3", "channels_last of the recipe is 3: give true or false"),
+        ("schedule=3", "schedule of the recipe is 3: give text"),
+        (
+            "augmentation=3",
+            "augmentation of the recipe is 3: give a table of augmentation settings",
+        ),
+        ("augmentation.flip=3", "flip of the augmentation is 3: give true or false"),
+    ],
+)
+def test_a_recipe_setting_of_another_kind_is_told_in_words(setting: str, says: str):
+    with pytest.raises(ConfigurationError) as caught:
+        cells_of(replace(REQUEST, recipe=(setting,)))
+    assert str(caught.value) == says
+
+
+def test_a_recipe_setting_says_no_as_an_option_does():
+    cell = cells_of(replace(REQUEST, recipe=("nesterov=no", "augmentation.flip=Yes")))[0]
+    assert cell.recipe["nesterov"] is False and cell.recipe["augmentation"]["flip"] is True
+
+
 def test_settings_of_a_criterion_are_options_of_what_grows():
     asked = replace(
         REQUEST,

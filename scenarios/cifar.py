@@ -115,8 +115,11 @@ def _read_npz(layout: CifarLayout, path: Path) -> Cifar:
                 )
             arrays = {key: file[key] for key in keys + optional}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        why = _one_line(error)
+        if "allow_pickle" in str(error):  # numpy says how to read it unsafely
+            why = "it holds Python objects" if zipfile.is_zipfile(path) else "it is no archive"
         raise DataError(
-            f"{path} is truncated or no npz file ({_one_line(error)}): copy or make it again"
+            f"{path} is truncated or no npz file ({why}): copy or make it again"
         ) from error
     return _checked(layout, path, arrays)
 

@@ -48,7 +48,7 @@ def groups_of(order: Sequence[int], n_tasks: int, *, equal: bool = False) -> lis
         fitting = [n for n in range(1, len(order) // 2 + 1) if len(order) % n == 0]
         raise ConfigurationError(
             f"{len(order)} classes cannot be cut into {n_tasks} equal tasks: "
-            f"choose n_tasks from {', '.join(map(str, fitting))}"
+            f"choose n_tasks (--split-into) from {', '.join(map(str, fitting))}"
         )
     starts = [task * size + min(task, longer) for task in range(n_tasks + 1)]
     return [list(order[a:b]) for a, b in pairwise(starts)]

@@ -15,8 +15,8 @@ def split_cifar100_superclass(options: ScenarioOptions) -> Scenario:
     """Build superclass-20: the seed decides the validation split only."""
     if options.n_tasks not in (None, 20):
         raise ConfigurationError(
-            f"split-cifar100-superclass has 20 tasks and n_tasks is {options.n_tasks}: leave "
-            "n_tasks out, and choose how many are streamed with first_tasks (--tasks)"
+            f"split-cifar100-superclass has 20 tasks, not {options.n_tasks}: leave n_tasks "
+            "(--split-into) out, and choose how many are streamed with first_tasks (--tasks)"
         )
     cifar = read_cifar(CIFAR100, options)
     if cifar.superclass_of_class is None or cifar.superclasses is None:

@@ -166,6 +166,16 @@ def test_a_truncated_data_file(fails: Fails) -> None:
         assert "cifar10.npz is truncated" in says and "make it again" in says
 
 
+def test_a_file_that_is_no_npz(fails: Fails) -> None:
+    Path("text.npz").write_text("root:x:0:0\n")
+    np.save("one.npy", np.zeros(3))
+    for name in ("text.npz", "one.npy"):
+        says = fails("run", "split-cifar10", *QUICK, "--data-dir", name, "--out", "out")
+        assert f"{name} is truncated or no npz file (" in says and "copy or make it again" in says
+        assert "pickle" not in says
+    assert "pickle" not in cifar(fails, train_images=np.array([{}, {}]))
+
+
 def test_wrong_arrays(fails: Fails) -> None:
     good = arrays()
     assert "expected uint8 of shape (n, 32, 32, 3)" in cifar(
@@ -186,6 +196,11 @@ def test_a_task_of_a_single_class(fails: Fails) -> None:
     assert "fewer than two classes: ask for 5 tasks or fewer" in fails(
         "run", "split-digits", *QUICK, "--split-into", "10"
     )
+
+
+def test_tasks_that_are_not_equal(fails: Fails) -> None:
+    said = fails("run", "split-cifar10", *QUICK, "--split-into", "3")
+    assert "choose n_tasks (--split-into) from 1, 2, 5" in said
 
 
 def test_a_class_without_images(fails: Fails) -> None:
@@ -301,10 +316,13 @@ def newer_weights(run: Path) -> None:
     ("damage", "says"),
     [
         (damaged("model/model.safetensors"), "model.safetensors is damaged"),
-        (without("model/model.safetensors"), "there is no model file"),
+        (without("model/model.safetensors"), "model.safetensors: restore or rerun"),
         (newer_weights, "has schema 99, this version reads up to 1: update firefly_cl"),
         (damaged("model/model.json"), "model.json is damaged"),
-        (without("model/model.json"), "model.json is missing"),
+        (
+            without("model/model.json"),
+            "model.json is missing: train again or restore the run folder",
+        ),
         (newer_json("model/model.json"), "has schema 99, this version reads up to 1"),
         (damaged("probe.safetensors"), "probe.safetensors is damaged"),
         (damaged("record.json"), "record.json is damaged"),

@@ -196,7 +196,9 @@ def load_logits(folder: Path) -> Logits:
         told = json.loads(path.read_text(encoding="utf-8"))
         kind, schema = told["kind"], int(told.get("schema", SCHEMA))
     except FileNotFoundError:
-        raise FileError(f"no model in {folder}: model.json is missing") from None
+        raise FileError(
+            f"no model in {folder}: model.json is missing: train again or restore the run folder"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path} is damaged: train again or restore the run folder") from None
     if schema > SCHEMA:

@@ -91,7 +91,7 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
         structure = json.loads(header or "")
         schema = structure["schema"]
     except FileNotFoundError as error:
-        raise FileError(f"there is no model file {path}") from error
+        raise FileError(f"there is no model file {path}: restore or rerun") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged or no model of firefly_cl: restore or rerun") from error
     if not isinstance(schema, int) or schema > SCHEMA:

@@ -112,7 +112,7 @@ def test_prices_are_read_once_each() -> None:
         (("--lam", "-1e-4"), "--lam has '-1e-4': give prices of a unit from 0"),
         (("--lam", "1e-4,much"), "--lam has 'much'"),
         (("--lam", "inf"), "--lam has 'inf'"),
-        (("--lam", ","), "--lam is empty"),
+        (("--lam", ""), "--lam is empty: give one or more prices of a unit"),
         (("--data", "cifar"), "choose from digits, cifar10, cifar100, folder"),
         (("--rounds", "0"), "--rounds is 0: give 1 or more"),
         (("--gate-epochs", "0"), "--gate-epochs is 0: give 1 or more"),

@@ -19,6 +19,10 @@ _SHARE = "(default: the physical cores, or OMP_NUM_THREADS, divided by --workers
 Threads = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_SHARE)]
 Minutes = Annotated[float, tyro.conf.arg(metavar="MINUTES")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_PRESET)]
+_DATASET = "(default: the dataset's)"
+DataCount = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=_DATASET)]
+DataNumber = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_DATASET)]
+DataName = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_DATASET)]
 Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Settings = Annotated[
@@ -42,7 +46,7 @@ class _What:
     split_into: Count = None
     """Cut the classes into so many tasks, where the scenario allows it."""
     class_incremental: Flag = False
-    """Also evaluate without telling the task: the class among those of all tasks so far."""
+    """Also test without telling the task: choose among the classes of all tasks so far."""
     preset: Name = None
     """Settings that hold where no other is given; `firefly-cl list presets` shows them."""
 
@@ -70,7 +74,7 @@ class _Sweep:
     lam: Names = "1e-4"
     """Price of a unit in terms of the loss, or several to sweep, with commas between."""
     cost: str = "units"
-    """What makes a unit dear: units, parameters or flops."""
+    """What the price of a unit is counted in: units, parameters or flops."""
     rounds: int = 1
     """Searches of gates; training goes before, between and after them."""
     gate_epochs: int = 10
@@ -116,7 +120,7 @@ class _Training:
     overwrite: Flag = False
     """Discard what the run folders hold and run again."""
     save_every: Minutes = 10.0
-    """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
+    """Save progress inside a task every so many minutes; 0: only when a task ends."""
     threads: Threads = None
     """Threads of each run."""
     workers: int = 1
@@ -127,6 +131,19 @@ class _Training:
     """Print one JSON object on the last line."""
     debug: Flag = False
     """Show the traceback of an error."""
+
+
+@dataclass(frozen=True)
+class _OneTask(_Training):
+    """The same for a network that learns one dataset in one task."""
+
+    epochs: DataCount = None
+    backbone: DataName = None
+    width: DataNumber = None
+    constant_width: DataCount = None
+    budget: DataCount = None
+    batch_size: DataCount = None
+    learning_rate: DataNumber = None
 
 
 # The fields of the last base come first.
@@ -140,7 +157,7 @@ class Run(_Training, _What):
 
 
 @dataclass(frozen=True)
-class Grow(_Training, _Rounds):
+class Grow(_OneTask, _Rounds):
     """Grow a network on one dataset, in rounds, by one growth criterion or by several.
 
     Every criterion gets the same seed network, budget and epochs. Each run is kept in
@@ -152,7 +169,7 @@ class Grow(_Training, _Rounds):
 
 
 @dataclass(frozen=True)
-class Prune(_Training, _Sweep):
+class Prune(_OneTask, _Sweep):
     """Prune a network on one dataset by gates, at one price of a unit or at several.
 
     Every price gets the same network and epochs. Each run is kept in
@@ -194,7 +211,7 @@ class Benchmark:
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder that keeps the runs; the grid's, or else runs."""
     save_every: Minutes = 10.0
-    """Minutes after which it is kept how far a task has come; 0 keeps finished tasks alone."""
+    """Save progress inside a task every so many minutes; 0: only when a task ends."""
     overwrite: Flag = False
     """Discard unfinished runs and those of other configurations; finished cells are kept."""
     dry_run: Flag = False

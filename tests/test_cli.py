@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -10,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import firefly_cl
 from firefly_cl import cli
+from firefly_cl.benchmark.display import PLAIN_INTERVAL, Display
 from firefly_cl.benchmark.presets import NAMED
+from firefly_cl.continual.learner import Progress
 
 COMMANDS = ("run", "grow", "prune", "benchmark", "tune", "list", "report", "verify")
 
@@ -57,6 +61,36 @@ def test_help_keeps_to_the_width(
     assert max(map(len, lines)) <= columns
     if columns == 80:  # an option in a sentence does not look like one that is explained
         assert not [line for line in lines if re.match("[│| ]{4,}--", line)]
+
+
+@pytest.mark.parametrize(
+    ("command", "owner"), [("run", "scenario"), ("grow", "dataset"), ("prune", "dataset")]
+)
+def test_help_tells_whose_the_defaults_are(
+    command: str, owner: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    (epochs,) = [line for line in said.splitlines() if "--epochs N" in line]
+    assert "Epochs of each task (`run`), or of" in epochs
+    assert f"(default: the {owner}'s)" in epochs
+    assert ("the scenario's)" in said) == (owner == "scenario")
+
+
+def test_unknown_time_left_is_told_as_such():
+    console = Console(file=io.StringIO(), width=200)
+    display = Display(console)
+    display.cell_started("naive seed 0", 0, 1)
+    display._last_line -= PLAIN_INTERVAL
+    display.progress(Progress(0, 2, "train", 0, 5))
+    display._last_line -= PLAIN_INTERVAL
+    display.progress(Progress(1, 2, "train", 0, 5))
+    assert isinstance(console.file, io.StringIO)
+    _, first, second = console.file.getvalue().splitlines()
+    assert first.endswith("epoch 0/5, time left unknown")
+    assert second.endswith(" left")
 
 
 @pytest.mark.parametrize(
@@ -242,4 +276,4 @@ def test_split_digits_runs_and_verifies(
     assert result["average_accuracy"] > 0.9
     assert result["average_forgetting"] == 0
     assert cli.execute(cli._parse(["verify", "runs"])) == 0
-    assert "all 2 tasks bit-equal" in capsys.readouterr().out
+    assert "2 of 2 tasks bit-equal" in capsys.readouterr().out

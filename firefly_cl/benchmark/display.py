@@ -94,7 +94,7 @@ class Display:
         within = min(progress.epoch / progress.epochs, 1.0) if progress.epochs else 0.0
         self._fraction = max(self._fraction, (progress.task + within) / max(progress.tasks, 1))
         if self._live is None and time.monotonic() - self._last_line >= PLAIN_INTERVAL:
-            self._line(f"{news_of(progress)}, {self._time_left()} left")
+            self._line(f"{news_of(progress)}, {self._time_left()}")
 
     def task_ended(self, record: Record) -> None:
         """A task was learned and tested."""
@@ -104,7 +104,7 @@ class Display:
             self._line(
                 f"task {done}/{tasks} ({record.tasks[done - 1]}) done, average accuracy "
                 f"{percent(record.average_accuracy)} %, {count(record.parameters)} floats, "
-                f"{self._time_left()} left"
+                f"{self._time_left()}"
             )
 
     def cell_ended(self, title: str, record: Record) -> None:
@@ -127,10 +127,10 @@ class Display:
     def _time_left(self) -> str:
         spent = time.monotonic() - self._cell_began
         if self._fraction <= self._resumed_at:
-            return "some time"
+            return "time left unknown"
         this = spent / (self._fraction - self._resumed_at) * (1 - self._fraction)
         a_cell = (time.monotonic() - self._began) / (self._number + self._fraction - self._spared)
-        return duration(this + a_cell * (self._cells - self._number - 1))
+        return f"{duration(this + a_cell * (self._cells - self._number - 1))} left"
 
     def _draw(self) -> Group:
         if not self._cell:
@@ -147,7 +147,7 @@ class Display:
             ProgressBar(total=1.0, completed=total, width=28),
             f"{100 * total:3.0f} %",
             f"run {self._number + 1} of {self._cells}",
-            f"{self._time_left()} left",
+            self._time_left(),
         )
         return Group(head, bar)
 

@@ -99,7 +99,7 @@ def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> Non
     console.print(table)
     changed = [check for check in checks if not check.equal]
     if not changed:
-        console.print(f"all {len(checks)} tasks bit-equal\n")
+        console.print(f"{len(checks)} of {len(checks)} tasks bit-equal\n")
     elif all(check.as_saved for check in checks):
         console.print(
             f"{len(changed)} of {len(checks)} tasks changed after they ended: the strategy "

@@ -147,7 +147,11 @@ def test_list_tells_what_presets_set(capsys: pytest.CaptureFixture[str]):
     assert found["cifar"]["recipe"]["augmentation.jitter"] == 0.1
     assert found["cifar"]["firefly"]["start"] == "copies"
     assert found["thin-mlp"]["network"] == {"backbone": "mlp", "constant_width": 4}
+    assert found["thin-mlp"]["default"] == {"grow": ["split-digits"]}
     text = " ".join(" ".join(lines).split())
+    assert "default: run split-digits" in text
+    assert "default: grow --data digits" in text and "default: prune --data digits" in text
+    assert "default: grow --data cifar10, cifar100" in text
     assert max(map(len, lines)) <= 80
     assert all(preset.description in text for preset in NAMED.values())
     for name, parts in found.items():

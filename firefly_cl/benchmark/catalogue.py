@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.presets import GROWTH, NAMED, PRESETS, PRUNING, Preset
+from firefly_cl.benchmark.rounds import DATASETS
 from firefly_cl.errors import UnknownName
 from firefly_cl.registry import Registry, suggestion
 
@@ -95,11 +96,19 @@ def print_presets(console: Console) -> None:
         table.add_row(name, NAMED[name].description)
         for part, values in settings.items():
             pairs = [
-                f"{key} {', '.join(value)}" if part == "default" else f"{key}={value}"
+                _as_typed(key, value) if part == "default" else f"{key}={value}"
                 for key, value in values.items()
             ]
             table.add_row("", Text.assemble((f"{part}: ", "dim"), " ".join(pairs)))
     console.print(table)
+
+
+def _as_typed(command: str, scenarios: Sequence[str]) -> str:
+    """A command with what it is the default for; `grow` and `prune` have names of datasets."""
+    if command == "run":
+        return f"run {', '.join(scenarios)}"
+    data = [name for name, scenario in DATASETS.items() if scenario in scenarios]
+    return f"{command} --data {', '.join(data)}"
 
 
 def _table(title: str, widest: int) -> Table:

@@ -12,8 +12,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from firefly_cl.benchmark.configuration import digest, flat
+from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.growth_steps import STEP_COLUMNS, step_row
+from firefly_cl.benchmark.labels import CRITERION, PRICE, label_among
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, undisturbed
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
@@ -46,9 +47,6 @@ CLASS_COLUMNS = ("strategy", "task-inc. %", "forgetting", "class-inc. %", "forge
 LATENCY_COLUMN = "ms"
 """Behind FLOPs, where a record of the table tells: milliseconds of one image that comes alone, mean
 over the timed tasks, of the seeds that were timed undisturbed."""
-
-PRICE = "lam"
-"""The option of pruning that a sweep goes through."""
 
 _SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
 
@@ -389,36 +387,26 @@ def _by_strategy(records: Sequence[Record]) -> list[Summary]:
     for group in groups:
         strategy = group[0].configuration["strategy"]
         rivals = [other for other in groups if other[0].configuration["strategy"] == strategy]
-        label = label_among(group[0].configuration, [rival[0].configuration for rival in rivals])
+        label = label_among(
+            group[0].configuration,
+            [rival[0].configuration for rival in rivals],
+            _told_by(group[0]),
+        )
         found.append(Summary(label, _one_of_each_seed(group)))
     found.sort(key=lambda summary: (-summary.mean("average_accuracy"), summary.label))
     return found
 
 
+def _told_by(record: Record) -> str | None:
+    """The option that a run on one task is about; None for others, which are about a strategy."""
+    if _only(record, "predicted_decrease"):
+        return CRITERION
+    return PRICE if _only(record, "removed") else None
+
+
 def _one_of_each_seed(records: Sequence[Record]) -> list[Record]:
     # the same run copied to two folders must not count twice
     return list({record.seed: record for record in records}.values())
-
-
-def label_among(configuration: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
-    """The strategy, with the settings in which it differs from its rivals of the same name."""
-    strategy = str(configuration["strategy"])
-    if len(rivals) == 1:
-        return strategy
-    mine, theirs = flat(configuration), [flat(rival) for rival in rivals]
-    names = [
-        name
-        for name in dict.fromkeys(name for rival in theirs for name in rival)
-        if name != "seed" and any(rival.get(name) != mine.get(name) for rival in theirs)
-    ]
-    if names == [f"options.{PRICE}"]:
-        return f"{PRICE} {mine.get(names[0])}"
-    if "options.criterion" in names:
-        names.remove("options.criterion")
-        strategy = str(mine.get("options.criterion", strategy))
-    # what is not told is a default, or a setting of another criterion's
-    settings = [f"{name.rpartition('.')[2]}={mine[name]}" for name in names if name in mine]
-    return f"{strategy} ({', '.join(settings)})" if settings else strategy
 
 
 def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = None) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.quantities import count, duration, percent, percent_over, size
+from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.report import print_tables, summaries
 from firefly_cl.errors import FileError
 
@@ -110,6 +111,39 @@ def test_configurations_of_one_strategy_are_told_apart():
         "firefly (width=1.0)",
         "naive",
     ]
+
+
+def on_one_task(told: str, seed: int = 0, width: float = 1.0, **options: str) -> Record:
+    """A record of one task whose events tell of growth steps, or of prunings."""
+    event = {told: 0.1, "parameters_before": 5}
+    made = record("firefly", seed, 1, options=options, width=width)
+    return replace(made, growth_events=[event])
+
+
+def test_growth_and_pruning_alone_are_named_by_what_they_are_about():
+    for given, label in (
+        (on_one_task("predicted_decrease", criterion="uniform"), "uniform"),
+        (on_one_task("predicted_decrease"), "firefly"),
+        (on_one_task("removed", lam="0.001", prune_at="0.5"), "lam 0.001"),
+        (record("firefly", options={"criterion": "uniform"}), "firefly"),  # a stream of tasks
+        (record("firefly", n_tasks=1, options={"lam": "0.001"}), "firefly"),  # nothing pruned
+    ):
+        (group,) = summaries([given])
+        assert [summary.label for summary in group.summaries] == [label]
+        assert group.table()[1][0][0] == label
+
+
+def test_settings_that_differ_stand_beside_what_a_run_is_about():
+    for told, options, labels in (
+        ("predicted_decrease", {"criterion": "uniform"}, ["uniform (width=0.5)", "uniform"]),
+        ("removed", {"lam": "0.001"}, ["lam 0.001 (width=0.5)", "lam 0.001"]),
+    ):
+        small = on_one_task(told, width=0.5, **options)
+        other = on_one_task(told, 1, width=0.5, **options)
+        (group,) = summaries([small, other])
+        assert [summary.label for summary in group.summaries] == [labels[1]]
+        (group,) = summaries([small, on_one_task(told, **options)])
+        assert labels[0] in [summary.label for summary in group.summaries]
 
 
 def test_a_copied_run_counts_once():

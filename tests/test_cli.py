@@ -117,6 +117,8 @@ def test_report_needs_no_torch(tmp_path: Path):
         "import sys\n"
         "import firefly_cl.benchmark.records, firefly_cl.benchmark.report\n"
         "import firefly_cl.benchmark.page, firefly_cl.benchmark.markdown\n"
+        "from firefly_cl.benchmark.configuration import digest\n"
+        "digest({'recipe': {}})\n"
         "print('torch' in sys.modules)\n"
     )
     done = subprocess.run(

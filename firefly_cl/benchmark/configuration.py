@@ -68,8 +68,27 @@ def digest(configuration: Mapping[str, Any]) -> str:
     Taken of JSON with sorted keys, no spaces, and whole floats as integers: configurations without
     `differences` have one digest.
     """
-    text = json.dumps(_canonical(configuration), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        _canonical(with_defaults(configuration)), sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def with_defaults(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`configuration`, a cell's or a record's, with the defaults of what its recipe does not tell.
+
+    A record is older than a field that it lacks, and the default of a new field is what was done
+    before. That a default has changed its meaning since is not seen. The identity of a search holds
+    a configuration, to which the same is done.
+    """
+    found = dict(configuration)
+    if isinstance(found.get("configuration"), Mapping):
+        found["configuration"] = with_defaults(found["configuration"])
+    if isinstance(found.get("recipe"), Mapping):
+        from firefly_cl.continual.recipe import defaults
+
+        found["recipe"] = merged(defaults(), found["recipe"])
+    return found
 
 
 def _canonical(value: Any) -> Any:
@@ -81,8 +100,11 @@ def _canonical(value: Any) -> Any:
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings (dotted names) on which two configurations differ, with both values."""
-    one, two = flat(first), flat(second)
+    """Settings (dotted names) on which two configurations differ, with both values.
+
+    What a recipe does not tell has its default: see `with_defaults`.
+    """
+    one, two = flat(with_defaults(first)), flat(with_defaults(second))
     names = [*one, *(name for name in two if name not in one)]
     return {
         name: (one.get(name), two.get(name)) for name in names if one.get(name) != two.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firefly_cl.benchmark.configuration import flat
+from firefly_cl.benchmark.configuration import flat, with_defaults
 
 CRITERION = "criterion"
 """The option of growth that names what grows the network."""
@@ -24,7 +24,8 @@ def label_among(
     rivals: all configurations of that strategy, this one too. told_by: an option, CRITERION or
     PRICE, that stands in place of the strategy even where all rivals share it.
     """
-    mine, theirs = flat(configuration), [flat(rival) for rival in rivals]
+    mine = flat(with_defaults(configuration))
+    theirs = [flat(with_defaults(rival)) for rival in rivals]
     names = [
         name
         for name in dict.fromkeys(name for rival in theirs for name in rival)

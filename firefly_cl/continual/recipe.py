@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from firefly_cl.errors import ConfigurationError
-from firefly_cl.scenarios import Augmentation
+from firefly_cl.scenarios.augmentation_settings import AugmentationSettings
+
+if TYPE_CHECKING:
+    from firefly_cl.scenarios import Augmentation
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 OPTIMIZERS = ("sgd", "adamw")
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def _augmentation() -> Augmentation:
+    from firefly_cl.scenarios import Augmentation  # loads torch, which the defaults do without
+
+    return Augmentation()
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Recipe:
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation = field(default_factory=_augmentation)
     precision: str = "auto"
     channels_last: bool | None = None
     optimizer: str = "sgd"
@@ -86,6 +96,14 @@ class Recipe:
         if at < rise:
             return _cosine(self.learning_rate / 25, self.learning_rate, at / rise)
         return _cosine(self.learning_rate, self.learning_rate * 1e-4, (at - rise) / (1 - rise))
+
+
+def defaults() -> dict[str, Any]:
+    """Every field of `Recipe` with its default, as plain values; loads no torch."""
+    return {
+        each.name: asdict(AugmentationSettings()) if each.name == "augmentation" else each.default
+        for each in fields(Recipe)
+    }
 
 
 def _cosine(start: float, end: float, at: float) -> float:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from firefly_cl.baselines.multihead import HeadOptions
-from firefly_cl.benchmark.configuration import Cell, differences, digest
+from firefly_cl.benchmark.configuration import Cell, differences, digest, recipe_as_json
 from firefly_cl.benchmark.grid import OF_SCENARIO, OF_STRATEGY, TRAINING, read_grid
 from firefly_cl.benchmark.plan import Request, cells_of
 from firefly_cl.benchmark.presets import Preset
 from firefly_cl.continual import STRATEGIES
+from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import FireflyError
 
 Write = Callable[[str], Path]
@@ -204,11 +205,16 @@ def test_a_file_that_cannot_be_read(tmp_path: Path):
 
 
 def test_a_digest_is_that_of_canonical_json():
-    cell = Cell("split-digits", "naive", 0, "mlp", width=1.0, recipe={"b": 0.5, "a": 2.0})
+    recipe = recipe_as_json(Recipe(epochs=2, learning_rate=1.0))
+    cell = Cell("split-digits", "naive", 0, "mlp", width=1.0, recipe=recipe)
     text = (
         '{"backbone":"mlp","budget":null,"constant_width":null,"device":"cpu","options":{},'
-        '"recipe":{"a":2,"b":0.5},"scenario":"split-digits","seed":0,"split_into":null,'
-        '"strategy":"naive","tasks":null,"validation":0.1,"width":1}'
+        '"recipe":{"augmentation":{"crop_padding":4,"cutout":0,"flip":true,"jitter":0,'
+        '"rotation":0,"warped":0.5,"zoom":0},"batch_size":64,"channels_last":null,"cutmix":0,'
+        '"epochs":2,"head_rate":4,"label_smoothing":0.1,"learning_rate":1,"mirrored":false,'
+        '"mixup":0,"momentum":0.9,"nesterov":true,"optimizer":"sgd","precision":"auto",'
+        '"schedule":"one-cycle","weight_decay":0.0005},"scenario":"split-digits","seed":0,'
+        '"split_into":null,"strategy":"naive","tasks":null,"validation":0.1,"width":1}'
     )
     assert cell.digest() == hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import torch
 from firefly_cl import cli
 from firefly_cl.benchmark.configuration import (
     differences,
+    digest,
     merged,
     parse_settings,
+    recipe_as_json,
     recipe_from,
 )
 from firefly_cl.benchmark.plan import (
@@ -28,7 +31,7 @@ from firefly_cl.benchmark.plan import (
 from firefly_cl.benchmark.presets import NAMED, PRESETS, Preset, preset_of
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.plan import plan_of
-from firefly_cl.continual.recipe import Recipe
+from firefly_cl.continual.recipe import Recipe, defaults
 from firefly_cl.errors import ConfigurationError, UnknownName
 from firefly_cl.growth.criterion import criterion_of
 from firefly_cl.growth.gradmax import GradMax
@@ -226,6 +229,24 @@ def test_merging_and_differences():
     assert base["b"] == {"c": 2, "d": 3}
     assert differences(base, merged(base, {"b": {"c": 4}})) == {"b.c": (2, 4)}
     assert differences(base, {**base, "n": 5}) == {"n": (None, 5)}
+
+
+def test_what_an_older_record_does_not_tell_has_its_default():
+    assert defaults() == recipe_as_json(Recipe())
+    (cell,) = cells_of(Request(scenario="split-digits", strategies=("naive",), seeds=(0,)))
+    new = cell.as_json()
+    old = json.loads(json.dumps(new))
+    del old["recipe"]["mirrored"], old["recipe"]["augmentation"]["cutout"]
+    assert (
+        differences(old, new) == differences({"configuration": old}, {"configuration": new}) == {}
+    )
+    assert digest(old) == digest(new) == cell.digest()
+    other = merged(new, {"recipe": {"mirrored": True, "augmentation": {"cutout": 4}}})
+    assert differences(old, other) == {
+        "recipe.augmentation.cutout": (0, 4),
+        "recipe.mirrored": (False, True),
+    }
+    assert "mirrored" not in old["recipe"]  # nor is what is compared changed
 
 
 def test_paths_and_devices_are_checked(tmp_path: Path):

@@ -10,11 +10,13 @@ import pytest
 from benchmark_fakes import record
 from rich.console import Console
 
+from firefly_cl.benchmark.configuration import recipe_as_json
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.quantities import count, duration, percent, percent_over, size
 from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.report import print_tables, summaries
+from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import FileError
 
 
@@ -61,6 +63,17 @@ def test_numbers_that_are_equal_make_one_configuration() -> None:
         ("naive (epochs=4)", 2),
         ("naive (epochs=5)", 1),
     }
+
+
+def test_seeds_from_before_a_field_of_the_recipe_make_one_configuration() -> None:
+    new = recipe_as_json(Recipe(epochs=4))
+    old = {name: value for name, value in new.items() if name != "mirrored"}
+    one, two = record("naive", 0, recipe=old), record("naive", 1, recipe=new)
+    (group,) = summaries([one, two])
+    assert [(row.label, row.seeds) for row in group.summaries] == [("naive", [0, 1])]
+    (group,) = summaries([one, two, record("naive", recipe={**new, "mirrored": True})])
+    labels = {row.label for row in group.summaries}
+    assert labels == {"naive (mirrored=False)", "naive (mirrored=True)"}
 
 
 def test_runs_on_different_images_are_not_compared() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from firefly_cl.benchmark.configuration import flat, with_defaults
+from firefly_cl.benchmark.configuration import digest, flat, with_defaults
 
 CRITERION = "criterion"
 """The option of growth that names what grows the network."""
@@ -18,27 +18,34 @@ def label_among(
     configuration: Mapping[str, Any],
     rivals: Sequence[Mapping[str, Any]],
     told_by: str | None = None,
+    name: str | None = None,
 ) -> str:
     """The strategy, with the settings in which it differs from its rivals of the same name.
 
-    rivals: all configurations of that strategy, this one too. told_by: an option, CRITERION or
-    PRICE, that stands in place of the strategy even where all rivals share it.
+    rivals: all configurations of that name, this one too. told_by: an option, CRITERION or PRICE,
+    that stands in place of the strategy even where all rivals share it. name: what stands in place
+    of the strategy whatever differs.
     """
     mine = flat(with_defaults(configuration))
     theirs = [flat(with_defaults(rival)) for rival in rivals]
-    names = [
-        name
-        for name in dict.fromkeys(name for rival in theirs for name in rival)
-        if name != "seed" and any(rival.get(name) != mine.get(name) for rival in theirs)
+    differing = [
+        setting
+        for setting in dict.fromkeys(setting for rival in theirs for setting in rival)
+        if setting != "seed" and any(rival.get(setting) != mine.get(setting) for rival in theirs)
     ]
-    label = str(mine["strategy"])
+    label = name or str(mine["strategy"])
     criterion, price = f"options.{CRITERION}", f"options.{PRICE}"
-    if names == [price] or (told_by == PRICE and price in mine):
+    if name is None and (differing == [price] or (told_by == PRICE and price in mine)):
         label = f"{PRICE} {mine.get(price)}"
-        names = [name for name in names if name != price]
-    elif criterion in names or told_by == CRITERION:
+        differing = [setting for setting in differing if setting != price]
+    elif name is None and (criterion in differing or told_by == CRITERION):
         label = str(mine.get(criterion, label))
-        names = [name for name in names if name != criterion]
+        differing = [setting for setting in differing if setting != criterion]
     # what is not told is a default, or a setting of another criterion's
-    settings = [f"{name.rpartition('.')[2]}={mine[name]}" for name in names if name in mine]
-    return f"{label} ({', '.join(settings)})" if settings else label
+    told = [f"{each.rpartition('.')[2]}={mine[each]}" for each in differing if each in mine]
+    return f"{label} ({', '.join(told)})" if told else label
+
+
+def row_digest(configuration: Mapping[str, Any]) -> str:
+    """The digest of a configuration but for its seed: runs that share it make one row."""
+    return digest({name: value for name, value in configuration.items() if name != "seed"})

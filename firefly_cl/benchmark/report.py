@@ -8,17 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.growth_steps import STEP_COLUMNS, step_row
-from firefly_cl.benchmark.labels import CRITERION, PRICE, label_among
+from firefly_cl.benchmark.labels import CRITERION, PRICE, label_among, row_digest
 from firefly_cl.benchmark.latency import BATCHES, mean_milliseconds, undisturbed
 from firefly_cl.benchmark.published import PUBLISHED, Published
 from firefly_cl.benchmark.quantities import count, duration, milliseconds, percent_over, size
 from firefly_cl.benchmark.records import Record, average_accuracy, average_forgetting
+from firefly_cl.benchmark.text_table import text_table
 from firefly_cl.errors import FileError
 
 COLUMNS = ("strategy", "seeds", "accuracy %", "forgetting %", "floats", "bytes", "FLOPs", "time")
@@ -307,10 +305,13 @@ def mean_known(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def summaries(records: Sequence[Record]) -> list[ScenarioSummary]:
+def summaries(
+    records: Sequence[Record], names: Mapping[str, str] | None = None
+) -> list[ScenarioSummary]:
     """Group finished records by scenario and cut, then by strategy and configuration.
 
-    Growth on one task is a group of its own for each backbone, where nothing else is compared.
+    names: what to call rows, by their `row_digest`; others are called by their strategies. Growth
+    on one task is a group of its own for each backbone, where nothing else is compared.
     Raises FileError for records of one stream that were made on different images.
     """
     found: list[tuple[str, str, list[Record]]] = []
@@ -340,7 +341,7 @@ def summaries(records: Sequence[Record]) -> list[ScenarioSummary]:
         if "evaluate_on" in configuration:
             title += f", {configuration['evaluate_on']} images"
         scenario = str(configuration["scenario"])
-        result.append(ScenarioSummary(scenario, name, title, _by_strategy(group)))
+        result.append(ScenarioSummary(scenario, name, title, _by_strategy(group, names or {})))
     return result
 
 
@@ -377,21 +378,21 @@ def _check_data(group: Sequence[Record]) -> None:
             )
 
 
-def _by_strategy(records: Sequence[Record]) -> list[Summary]:
-    by_configuration: dict[str, list[Record]] = {}
-    for record in records:
-        settings = {k: v for k, v in record.configuration.items() if k != "seed"}
-        by_configuration.setdefault(digest(settings), []).append(record)
-    groups = [sorted(group, key=lambda record: record.seed) for group in by_configuration.values()]
+def _by_strategy(records: Sequence[Record], names: Mapping[str, str]) -> list[Summary]:
+    rows = _grouped(records, lambda record: row_digest(record.configuration))
+    called = {
+        key: names.get(key, group[0].configuration["strategy"]) for key, group in rows.items()
+    }
     found = []
-    for group in groups:
-        strategy = group[0].configuration["strategy"]
-        rivals = [other for other in groups if other[0].configuration["strategy"] == strategy]
+    for key, group in rows.items():
+        rivals = [rows[other][0] for other, name in called.items() if name == called[key]]
         label = label_among(
             group[0].configuration,
-            [rival[0].configuration for rival in rivals],
+            [rival.configuration for rival in rivals],
             _told_by(group[0]),
+            names.get(key),
         )
+        group.sort(key=lambda record: record.seed)
         found.append(Summary(label, _one_of_each_seed(group)))
     found.sort(key=lambda summary: (-summary.mean("average_accuracy"), summary.label))
     return found
@@ -413,28 +414,6 @@ def print_tables(groups: Sequence[ScenarioSummary], console: Console | None = No
     """Print each scenario's tables; they fit 80 columns."""
     console = console or Console()
     for group in groups:
-        console.print(_printed(group.title, *group.table()))
+        console.print(text_table(group.title, *group.table(), console))
         for side in group.side_tables():
-            console.print(_printed(side.title, side.columns, side.rows))
-
-
-def _printed(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1 if len(columns) <= len(COLUMNS) else 0),  # a column more fits so
-        collapse_padding=True,
-    )
-    for number, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="right" if number else "left",
-            no_wrap=bool(number),
-            overflow="fold",
-        )
-    for row in rows:
-        table.add_row(*row)
-    return table
+            console.print(text_table(side.title, side.columns, side.rows, console))

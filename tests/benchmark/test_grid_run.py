@@ -165,6 +165,17 @@ def test_configurations_of_one_strategy_have_folders_of_their_own(run: Any):
     assert run(alone)[1] == []  # and it stays where it is when it is alone
 
 
+def test_rows_are_called_as_in_the_grid(run: Any, capsys: pytest.CaptureFixture[str]):
+    two = GRID + '[strategies.half-as-wide]\nstrategy = "fake"\nwidth = 0.5\n'
+    assert run(two)[0] == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "100.0" in line]
+    assert sorted(row[0] for row in rows) == ["fake", "half-as-wide", "other"]
+    tight = two + '[scenarios.tight]\nscenario = "fake"\nbudget = 9\n'  # one table for both
+    assert run(tight, "--out", "both")[0] == 0
+    printed = capsys.readouterr().out
+    assert printed.count("(budget=9)") == printed.count("(budget=None)") == 3
+
+
 def test_a_new_grid_with_two_of_one_strategy_names_both_by_their_digests(run: Any):
     two = GRID + '[strategies.small]\nstrategy = "fake"\nwidth = 0.5\n'
     _, jobs = run(two)

@@ -11,11 +11,13 @@ from benchmark_fakes import record
 from rich.console import Console
 
 from firefly_cl.benchmark.configuration import recipe_as_json
+from firefly_cl.benchmark.labels import row_digest
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.quantities import count, duration, percent, percent_over, size
 from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.report import print_tables, summaries
+from firefly_cl.benchmark.text_table import broken
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import FileError
 
@@ -157,6 +159,53 @@ def test_settings_that_differ_stand_beside_what_a_run_is_about():
         assert [summary.label for summary in group.summaries] == [labels[1]]
         (group,) = summaries([small, on_one_task(told, **options)])
         assert labels[0] in [summary.label for summary in group.summaries]
+
+
+def test_rows_are_called_by_names_of_their_own():
+    plain, small, criterion = (
+        record(**changes) for changes in ({}, {"width": 0.5}, {"options": {"criterion": "uniform"}})
+    )
+    wide = record("naive", width=2.0)
+    names = {row_digest(each.configuration): "base" for each in (plain, small)}
+    names |= {row_digest(criterion.configuration): "no-gradients"}
+    (group,) = summaries([plain, small, criterion, wide], names)
+    assert sorted(summary.label for summary in group.summaries) == [
+        "base (width=0.5)",
+        "base (width=1.0)",
+        "naive",
+        "no-gradients",
+    ]
+    other_seed = {**plain.configuration, "seed": 7}
+    assert row_digest(other_seed) == row_digest(plain.configuration)
+
+
+@pytest.mark.parametrize(
+    ("label", "width", "lines"),
+    [
+        ("individual", 10, ["individual"]),
+        ("firefly (width=0.5, lam=1e-05)", 14, ["firefly", "(width=0.5,", "lam=1e-05)"]),
+        ("firefly (a=1, b=2)", 13, ["firefly (a=1,", "b=2)"]),
+        ("growth-firefly", 10, ["growth-", "firefly"]),
+        ("no-op (learning_rate=0.125)", 12, ["no-op", "(learning_", "rate=0.125)"]),
+        ("lam=0.000000000125", 10, ["lam=", "0.000000000125"]),
+    ],
+)
+def test_labels_are_broken_between_words(label: str, width: int, lines: list[str]):
+    assert broken(label, width).split("\n") == lines
+
+
+def test_long_labels_are_printed_whole():
+    names = {
+        row_digest(record(width=width).configuration): name
+        for width, name in ((0.5, "growth-firefly"), (0.25, "[bold]no-mixing"))
+    }
+    given = [record(width=width) for width in (1.0, 0.5, 0.25)]
+    stream = io.StringIO()
+    print_tables(summaries(given, names), Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    words = [line.split()[0] for line in lines if line.strip()]
+    assert {"firefly", "growth-", "[bold]no-", "mixing"} <= set(words)
 
 
 def test_a_copied_run_counts_once():

@@ -19,7 +19,7 @@ def step_row(label: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[
     a dash stands where nothing is promised, or where none follows.
     """
     events = [event for of_seed in seeds for event in of_seed]
-    promised = statistics.fmean(event["predicted_decrease"] for event in events)
+    promised = statistics.fmean(event["predicted_decrease"] or 0.0 for event in events)
     gained, trained = [], []
     for of_seed in seeds:
         for event, following in pairwise(of_seed):
@@ -38,7 +38,7 @@ def step_row(label: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[
 
 
 def _obtained(event: Mapping[str, Any]) -> float:
-    return float(event.get("obtained_decrease", 0.0))
+    return float(event.get("obtained_decrease") or 0.0)
 
 
 def _signed(value: float, digits: int = 4) -> str:

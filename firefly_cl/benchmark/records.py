@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from firefly_cl.benchmark.record_damage import damage
 from firefly_cl.errors import FileError
 
 SCHEMA = 1
@@ -164,42 +165,10 @@ def _record(content: Any, path: Path) -> Record:
         )
     names = [each.name for each in fields(Record)]
     content = {"reuse": [], "class_incremental": {}, "latency": {}, **content}
-    missing = [name for name in names if name not in content]
-    if missing:
-        raise FileError(f"{path} is damaged (no {missing[0]!r}): delete it and run the cell again")
-    for name, kind in _KINDS.items():
-        if not isinstance(content[name], kind):
-            found = type(content[name]).__name__
-            raise FileError(
-                f"{path} is damaged ({name!r} is a {found}): delete it and run the cell again"
-            )
+    wrong = damage(content)
+    if wrong is not None:
+        raise FileError(f"{path} is damaged ({wrong}): delete it and run the cell again")
     return Record(**{name: content[name] for name in names})
-
-
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "configuration": dict,
-    "versions": dict,
-    "hardware": dict,
-    "data": dict,
-    "seed": int,
-    "tasks": list,
-    "finished": bool,
-    "accuracy": list,
-    "validation_accuracy": list,
-    "average_accuracy": (float, int, type(None)),
-    "average_forgetting": (float, int, type(None)),
-    "parameters": int,
-    "bytes": int,
-    "flops": list,
-    "parameters_by_task": list,
-    "bytes_by_task": list,
-    "seconds": dict,
-    "growth_events": list,
-    "widths": dict,
-    "reuse": list,
-    "class_incremental": dict,
-    "latency": dict,
-}
 
 
 def find_records(paths: Sequence[Path]) -> list[Path]:

@@ -122,8 +122,8 @@ class Summary:
     def growth_row(self) -> tuple[str, ...]:
         """The cells under GROWTH_COLUMNS."""
         events = self._events("predicted_decrease")
-        predicted = sum(event["predicted_decrease"] for event in events)
-        obtained = sum(event.get("obtained_decrease", 0.0) for event in events)
+        predicted = sum(event["predicted_decrease"] or 0.0 for event in events)
+        obtained = sum(event.get("obtained_decrease") or 0.0 for event in events)
         spent = sum(record.seconds.get("grow", 0.0) for record in self.records)
         return (
             self.label,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from benchmark_fakes import record
 
+from firefly_cl import cli
 from firefly_cl.benchmark.records import (
     SCHEMA,
     average_accuracy,
@@ -173,6 +174,85 @@ def test_a_value_of_the_wrong_kind_is_refused(tmp_path: Path):
     content = json.loads((tmp_path / "record.json").read_text())
     content["accuracy"] = "high"
     assert "'accuracy' is a str" in damaged(tmp_path, json.dumps(content).encode())
+
+
+STEP = {"predicted_decrease": 0.1, "parameters_before": 5, "flops_before": 9}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("configuration.strategy", None, "no configuration 'strategy'"),
+        ("configuration.scenario", 3, "configuration 'scenario' is a int"),
+        ("configuration.backbone", [], "configuration 'backbone' is a list"),
+        ("configuration.options", "x", "configuration 'options' is a str"),
+        ("configuration.recipe", None, "no configuration 'recipe'"),
+        ("hardware.threads", None, "no hardware 'threads'"),
+        ("tasks", [], "'tasks' is not a list of names"),
+        ("accuracy", [[0.5]], "'accuracy' does not have a row for each of 2 tasks"),
+        ("accuracy", [[0.5], [0.5, 0.5]], "'accuracy' has a row that is not of 2 tasks"),
+        ("accuracy", [0.5, 0.5], "'accuracy' has a row that is not of 2 tasks"),
+        ("validation_accuracy", [["x", None], [1, 1]], "'validation_accuracy' has 'x' in place"),
+        ("average_accuracy", "null", "'average_accuracy' is missing"),
+        ("flops", ["many"], "'flops' has 'many' in place of a number"),
+        ("flops", [], "'flops' is empty"),
+        ("parameters_by_task", [1, "null"], "'parameters_by_task' has None in place of a number"),
+        ("parameters_by_task", [1], "'parameters_by_task' has 1 values for 2 tasks"),
+        ("bytes_by_task", [True, 1], "'bytes_by_task' has True in place of a number"),
+        ("seconds.train", "long", "'seconds' has 'long' in place of a number"),
+        ("growth_events", ["grown"], "'growth_events' has 'grown' in place of an event"),
+        ("growth_events", [{"predicted_decrease": 1}], "no growth_events 'parameters_before'"),
+        ("growth_events", [{**STEP, "obtained_decrease": "x"}], "'growth_events' has 'x' in"),
+        ("widths.first", 16, "'widths' has 16 in place of a list"),
+        ("reuse", [[1], ["x"]], "'reuse' has 'x' in place of a number"),
+        ("class_incremental", {"rule": "logits"}, "no class_incremental 'accuracy'"),
+        ("class_incremental", {"rule": "logits", "accuracy": [[1]]}, "does not have a row for"),
+        ("latency", {"milliseconds": {"1": [1.0]}}, "no latency 'processor_share'"),
+        ("latency", {"milliseconds": {"1": 2}, "processor_share": 1}, "that are not a list"),
+    ],
+)
+def test_wrong_contents_are_damage(tmp_path: Path, place: str, value: object, says: str):
+    """A value that is None is left out; "null" stands for one that is null."""
+    write_record(record(n_tasks=2), tmp_path / "record.json")
+    content = json.loads((tmp_path / "record.json").read_text())
+    *path, last = place.split(".")
+    inside = content[path[0]] if path else content
+    inside[last] = json.loads(json.dumps(value).replace('"null"', "null"))
+    if value is None:
+        del inside[last]
+    message = damaged(tmp_path, json.dumps(content).encode())
+    assert says in message and message.startswith(f"{tmp_path / 'record.json'} is damaged (")
+
+
+def test_damage_is_told_by_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_record(replace(record(), configuration={"scenario": "x"}), tmp_path / "record.json")
+    assert cli.execute(cli._parse(["report", str(tmp_path)])) == 2
+    out = capsys.readouterr()
+    assert out.err.startswith(f"error: {tmp_path / 'record.json'} is damaged (no configuration")
+
+
+def test_what_runs_write_is_whole(tmp_path: Path):
+    waiting = [[None, None], [0.5, 0.75]]
+    step = {**STEP, "predicted_decrease": float("nan"), "validation_loss": None}
+    begun = record(n_tasks=2)
+    begun = replace(
+        begun, finished=False, accuracy=[], validation_accuracy=[], average_accuracy=None
+    )
+    begun = replace(begun, parameters_by_task=[], bytes_by_task=[], flops=[], seconds={})
+    timed = {"tasks": [0], "milliseconds": {"1": [0.5]}, "processor_share": 0.9}
+    for good in (
+        begun,
+        replace(record(n_tasks=2), accuracy=waiting, latency=timed, growth_events=[step]),
+        replace(record(n_tasks=2), class_incremental={"rule": "logits", "accuracy": waiting}),
+    ):
+        write_record(good, tmp_path / "record.json")
+        assert read_record(tmp_path).finished == good.finished
+
+
+@pytest.mark.parametrize("folder", ["records", "class_incremental"])
+def test_shipped_records_are_whole(folder: str):
+    found = find_records([Path(__file__).parents[2] / "benchmarks" / folder])
+    assert all(read_record(path).finished for path in found)
 
 
 def test_a_missing_record_says_what_to_name(tmp_path: Path):

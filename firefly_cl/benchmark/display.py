@@ -116,9 +116,9 @@ class Display:
             f"{count(record.parameters)} floats, {took}"
         )
 
-    def cell_failed(self, title: str, error: str) -> None:
-        """A cell diverged; the others go on."""
-        self.say(f"{title}: {error}", "red")
+    def cell_failed(self, title: str) -> None:
+        """A cell diverged; the others go on, and the command says why when they are done."""
+        self.say(f"{title}: failed", "red")
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()

@@ -129,7 +129,7 @@ def run_cells(
             )
         except DivergenceError as error:
             outcomes.append(Outcome(cell, folder, None, error=str(error)))
-            display.cell_failed(planned.title, str(error))
+            display.cell_failed(planned.title)
         else:
             outcomes.append(Outcome(cell, folder, record))
             display.cell_ended(planned.title, record)

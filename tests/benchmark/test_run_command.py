@@ -102,6 +102,7 @@ def test_a_diverging_strategy_does_not_stop_the_others(capsys: pytest.CaptureFix
     assert run("--option", "fake.diverge=1", "--json") == 2
     out, err = capsys.readouterr()
     assert err.splitlines()[-1].startswith("error: out/fake/fake-seed0: the loss became NaN")
+    assert err.count("the loss became NaN") == 1 and "fake seed 0: failed\n" in err
     runs = json.loads(out.splitlines()[-1])["runs"]
     assert "NaN" in runs[0]["error"] and runs[1]["average_accuracy"] == 1.0
 

@@ -42,7 +42,7 @@ def mean_over_images(
     device = next(iter(weights.values())).device
     tasks = images.task_of_each()
     with evaluation(model), torch.no_grad():
-        for task in tasks.unique().tolist():
+        for task in torch.unique(tasks).tolist():
 
             def of_one(
                 values: dict[str, Tensor], x: Tensor, label: Tensor, task: int = task
@@ -51,7 +51,7 @@ def mean_over_images(
 
             of_each = vmap(grad(of_one), in_dims=(None, 0, 0))
             chosen = tasks == task
-            parts = (part[chosen].split(CHUNK) for part in (images.images, images.labels))
+            parts = (torch.split(part[chosen], CHUNK) for part in (images.images, images.labels))
             for raw, labels in zip(*parts, strict=True):
                 x = normalise(raw, pixels.mean, pixels.std).to(device)
                 gradients = of_each(weights, x, labels.to(device))

@@ -6,7 +6,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,12 +57,17 @@ class Registry:
         return sorted(set(self._files) | set(self._objects))
 
     def describe(self, name: str) -> str:
-        """The first line of the docstring of the file that registers `name`."""
+        """The first line of the docstring of the file that registers `name`.
+
+        Of a file that registers several, that of the object, if it has one.
+        """
         self._check(name)
         if name not in self._files:
             return (self._objects[name].__doc__ or "").strip().partition("\n")[0]
-        _, path = self._files[name]
-        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        tree = ast.parse(self._files[name][1].read_text())
+        registered = dict(_registered(tree))
+        own = ast.get_docstring(registered[name]) if len(registered) > 1 else None
+        return (own or ast.get_docstring(tree) or "").partition("\n")[0]
 
     def get(self, name: str) -> Any:
         """The object registered as `name`; raises UnknownName with the nearest name."""
@@ -98,15 +103,20 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _registered_names(path: Path) -> list[str]:
-    return [
-        call.args[0].value
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef))
-        for call in node.decorator_list
-        if isinstance(call, ast.Call)
-        and isinstance(call.func, ast.Attribute)
-        and call.func.attr == "register"
-        and call.args
-        and isinstance(call.args[0], ast.Constant)
-        and isinstance(call.args[0].value, str)
-    ]
+    return [name for name, _ in _registered(ast.parse(path.read_text()))]
+
+
+def _registered(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Names that the decorators of a file register, each with its function or class."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            for call in node.decorator_list:
+                if (
+                    isinstance(call, ast.Call)
+                    and isinstance(call.func, ast.Attribute)
+                    and call.func.attr == "register"
+                    and call.args
+                    and isinstance(call.args[0], ast.Constant)
+                    and isinstance(call.args[0].value, str)
+                ):
+                    yield call.args[0].value, node

@@ -116,7 +116,7 @@ def resnet18(
     constant_width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Four stages of two basic blocks after a 3x3 stem of stride 1."""
+    """ResNet-18 for small images: four stages of two basic blocks after a 3x3 stem."""
     sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
     channels, side = sizes.channels(64), sizes.image_size
     layers: list[nn.Module] = [conv_norm_relu(in_channels, channels)]

@@ -39,7 +39,7 @@ def vgg11(
     constant_width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Column A: 8 convolutions."""
+    """VGG-11: 8 convolutions and a linear head (column A)."""
     sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
     return _vgg((1, 1, 2, 2, 2), sizes, generator)
 
@@ -53,7 +53,7 @@ def vgg16(
     constant_width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Column D: 13 convolutions."""
+    """VGG-16: 13 convolutions and a linear head (column D)."""
     sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
     return _vgg((2, 2, 3, 3, 3), sizes, generator)
 
@@ -67,6 +67,6 @@ def vgg19(
     constant_width: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """Column E: 16 convolutions."""
+    """VGG-19: 16 convolutions and a linear head (column E)."""
     sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
     return _vgg((2, 2, 4, 4, 4), sizes, generator)

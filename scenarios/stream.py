@@ -40,13 +40,14 @@ def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
     def dataset(images: Images) -> Any:
         return dataset_of(images, scaling)
 
-    without = [task.name for task in scenario.tasks if not len(task.validation)]
-    if 0 < len(without) < len(scenario.tasks):
+    held = [task for task in scenario.tasks if len(task.validation)]
+    bare = [task for task in scenario.tasks if len(task.train) and not len(task.validation)]
+    if held and bare:  # a task without any images is told of when it is to be learnt
         raise DataError(
-            f"{without[0]} has no validation images, and other tasks of {scenario.name} have: hold "
+            f"{bare[0].name} has no validation images, and other tasks of {scenario.name} have: hold "
             "out some of every task, or of none"
         )
-    valid = [] if without else [dataset(task.validation) for task in scenario.tasks]
+    valid = [dataset(task.validation) for task in held]
     return create_multi_dataset_generic_benchmark(
         [dataset(task.train) for task in scenario.tasks],
         [dataset(task.test) for task in scenario.tasks],

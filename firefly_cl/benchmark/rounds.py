@@ -64,7 +64,9 @@ def growth_requests(
     if rounds < 1:
         raise ConfigurationError(f"--rounds is {rounds}: give 1 or more")
     if not 0 < growth <= 10:
-        raise ConfigurationError(f"--growth is {growth}: give a share above 0, such as 0.25")
+        raise ConfigurationError(
+            f"--growth is {growth}: give a share above 0 and at most 10, such as 0.25"
+        )
     for criterion in criteria:
         CRITERIA.describe(criterion)
     epochs = common.epochs if common.epochs is not None else preset.recipe["epochs"]

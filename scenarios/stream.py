@@ -44,8 +44,8 @@ def benchmark_of(scenario: Scenario, *, normalised: bool) -> Any:
     bare = [task for task in scenario.tasks if len(task.train) and not len(task.validation)]
     if held and bare:  # a task without any images is told of when it is to be learnt
         raise DataError(
-            f"{bare[0].name} has no validation images, and other tasks of {scenario.name} have: hold "
-            "out some of every task, or of none"
+            f"{bare[0].name} has no validation images, and other tasks of {scenario.name} have: "
+            "hold out some of every task, or of none"
         )
     valid = [dataset(task.validation) for task in held]
     return create_multi_dataset_generic_benchmark(

@@ -10,19 +10,10 @@ from typing import Any
 import pytest
 
 from firefly_cl import cli
+from firefly_cl.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = {
-    "run": cli.Run,
-    "grow": cli.Grow,
-    "prune": cli.Prune,
-    "benchmark": cli.Benchmark,
-    "tune": cli.Tune,
-    "list": cli.List,
-    "report": cli.Report,
-    "verify": cli.Verify,
-}
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from firefly_cl import cli
 from firefly_cl.benchmark.records import SCHEMA, Record
+from firefly_cl.commands import COMMANDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
 
@@ -22,16 +22,7 @@ def test_every_key_of_the_record_is_described():
 def test_every_option_it_names_exists():
     known = {
         "--" + field.name.replace("_", "-")
-        for command in (
-            cli.Run,
-            cli.Grow,
-            cli.Prune,
-            cli.Benchmark,
-            cli.Tune,
-            cli.List,
-            cli.Report,
-            cli.Verify,
-        )
+        for command in COMMANDS.values()
         for field in fields(command)
     }
     ours = re.sub(r"ray start[^\n`]*", "", PAGE)

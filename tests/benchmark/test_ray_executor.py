@@ -304,5 +304,5 @@ def test_what_cannot_be_meant(options: dict[str, Any], says: str):
 
 def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'firefly_cl\[dist\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install ray$"):
         RayCluster("local")

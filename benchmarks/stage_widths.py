@@ -30,9 +30,8 @@ from firefly_cl.benchmark.records import Record, find_records, read_record
 from firefly_cl.benchmark.rounds import one_task
 from firefly_cl.benchmark.runner import Planned, run_cells
 from firefly_cl.errors import ConfigurationError, FireflyError
-from firefly_cl.zoo import BACKBONES
-from firefly_cl.zoo.blocks import ConvNet, conv_norm_relu
-from firefly_cl.zoo.sizes import can_halve
+from firefly_cl.zoo import BACKBONES, vgg
+from firefly_cl.zoo.sizes import Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONVOLUTIONS = (2, 2, 4, 4, 4)
@@ -75,16 +74,8 @@ def register(shape: str) -> str:
         generator: torch.Generator | None = None,
     ) -> nn.Module:
         """A VGG-19 whose stages have the widths of its name."""
-        layers: list[nn.Module] = []
-        channels, side = in_channels, image_size
-        for wide, layers_of_stage in zip(widths, CONVOLUTIONS, strict=True):
-            for _ in range(layers_of_stage):
-                layers.append(conv_norm_relu(channels, wide))
-                channels = wide
-            if can_halve(side):
-                layers.append(nn.MaxPool2d(2))
-                side //= 2
-        return ConvNet(nn.Sequential(*layers), channels, n_classes, generator)
+        sizes = Sizes(n_classes, in_channels, image_size, width, constant_width)
+        return vgg.stages(CONVOLUTIONS, widths, sizes, generator)
 
     return name
 

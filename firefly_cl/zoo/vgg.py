@@ -7,6 +7,8 @@ the weights at 32x32 pixels, are one linear head here: vgg11 has 8 convolutions,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -17,17 +19,27 @@ from firefly_cl.zoo.sizes import Sizes, can_halve
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 
 
-def _vgg(convolutions: tuple[int, ...], sizes: Sizes, generator: torch.Generator | None) -> ConvNet:
+def stages(
+    convolutions: Sequence[int],
+    widths: Sequence[int],
+    sizes: Sizes,
+    generator: torch.Generator | None,
+) -> ConvNet:
+    """Stages of so many convolutions and channels; each but those on 2x2 pixels ends in a pool."""
     layers: list[nn.Module] = []
     channels, side = sizes.in_channels, sizes.image_size
-    for published, count in zip(STAGE_CHANNELS, convolutions, strict=True):
+    for width, count in zip(widths, convolutions, strict=True):
         for _ in range(count):
-            layers.append(conv_norm_relu(channels, sizes.channels(published)))
-            channels = sizes.channels(published)
+            layers.append(conv_norm_relu(channels, width))
+            channels = width
         if can_halve(side):
             layers.append(nn.MaxPool2d(2))
             side //= 2
     return ConvNet(nn.Sequential(*layers), channels, sizes.n_classes, generator)
+
+
+def _vgg(convolutions: tuple[int, ...], sizes: Sizes, generator: torch.Generator | None) -> ConvNet:
+    return stages(convolutions, [sizes.channels(n) for n in STAGE_CHANNELS], sizes, generator)
 
 
 @BACKBONES.register("vgg11")

@@ -11,6 +11,7 @@ alone is measured, test images are not read. A network that is recorded is not t
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -28,7 +29,7 @@ from firefly_cl.benchmark.presets import GROWTH
 from firefly_cl.benchmark.quantities import count, percent_over
 from firefly_cl.benchmark.records import Record, find_records, read_record
 from firefly_cl.benchmark.rounds import one_task
-from firefly_cl.benchmark.runner import Planned, run_cells
+from firefly_cl.benchmark.runner import Outcome, Planned, run_cells
 from firefly_cl.errors import ConfigurationError, FireflyError
 from firefly_cl.zoo import BACKBONES, vgg
 from firefly_cl.zoo.sizes import Sizes
@@ -49,7 +50,7 @@ SHAPES = (
 COLUMNS = ("channels of stages", "seeds", "validation %", "floats", "FLOPs")
 
 
-def stages(shape: str) -> tuple[int, ...]:
+def parse_shape(shape: str) -> tuple[int, ...]:
     """Channels of each stage; raises ConfigurationError."""
     widths = tuple(int(part) for part in shape.split("-") if part.isdigit())
     if len(widths) != len(CONVOLUTIONS) or min(widths) < 1 or "-".join(map(str, widths)) != shape:
@@ -62,7 +63,7 @@ def stages(shape: str) -> tuple[int, ...]:
 
 def register(shape: str) -> str:
     """Register the VGG-19 of that shape as a backbone; returns its name."""
-    widths, name = stages(shape), f"vgg19-{shape}"
+    widths, name = parse_shape(shape), f"vgg19-{shape}"
 
     @BACKBONES.register(name)
     def build(
@@ -164,6 +165,7 @@ def main(
         ]
         threads = default_threads() if threads is None else threads
         use_threads(threads)
+        outcomes: list[Outcome] = []
         with Display() as display:
             run_cells(
                 planned,
@@ -173,8 +175,11 @@ def main(
                 overwrite=False,
                 save_every=10,
                 display=display,
-                outcomes=[],
+                outcomes=outcomes,
             )
+        for outcome in outcomes:
+            if outcome.error is not None:
+                print(f"error: {outcome.folder}: {outcome.error}", file=sys.stderr)
     found = [read_record(path) for path in find_records([out])]
     redraw_table(page, "stage-widths", table([record for record in found if record.finished]))
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from script_module import ROOT, script_module
 
 from firefly_cl.errors import ConfigurationError, FileError
 
-ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- table:growth-step -->\n<!-- /table -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
 def growth_step() -> ModuleType:
-    path = ROOT / "benchmarks/growth_step.py"
-    spec = importlib.util.spec_from_file_location("growth_step", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["growth_step"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("growth_step")
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from script_module import ROOT, script_module
 
 from firefly_cl.benchmark.records import find_records, read_record
 from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.zoo import BACKBONES
 
-ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- table:stage-widths -->\n<!-- /table -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
 def stage_widths() -> ModuleType:
-    path = ROOT / "benchmarks/stage_widths.py"
-    spec = importlib.util.spec_from_file_location("stage_widths", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stage_widths"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("stage_widths")
 
 
 def test_shapes_have_equal_floats(stage_widths: ModuleType) -> None:
@@ -65,7 +57,7 @@ def test_records_are_kept_and_drawn(stage_widths: ModuleType, tmp_path: Path) ->
 def test_errors_say_what_to_do(stage_widths: ModuleType, tmp_path: Path) -> None:
     for shape in ("16-16", "16-16-16-16-x", "0-1-1-1-1", "1--1-1-1-1"):
         with pytest.raises(ConfigurationError, match="channels of 5 stages"):
-            stage_widths.stages(shape)
+            stage_widths.parse_shape(shape)
     with pytest.raises(FileError, match="does not exist"):
         stage_widths.main(out=tmp_path / "none", page=tmp_path / "page.md", draw=True)
 

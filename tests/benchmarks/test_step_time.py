@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from itertools import count
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from script_module import ROOT, script_module
 
 from firefly_cl.continual.precision import Precision
 from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.network import extract
 
-ROOT = Path(__file__).parents[2]
 PAGE = "before\n<!-- table:step-time -->\n<!-- /table -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
 def step_time() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("step_time", ROOT / "benchmarks/step_time.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["step_time"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("step_time")
 
 
 @pytest.fixture(scope="module")

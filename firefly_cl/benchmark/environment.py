@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -94,6 +95,21 @@ def use_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep what it is given back, where it is the allocator.
+
+    It maps blocks above 32 MB anew each time, and returns free memory to the system: a training
+    step then waits for its pages to be cleared once more.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    allocator = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    allocator.mallopt(trim_threshold, -1)
+    allocator.mallopt(mmap_max, 0)
 
 
 def _processor() -> str:

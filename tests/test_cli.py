@@ -156,10 +156,11 @@ def test_list_tells_what_presets_set(capsys: pytest.CaptureFixture[str]):
     assert "default: grow --data cifar10, cifar100" in text
     assert max(map(len, lines)) <= 80
     assert all(preset.description in text for preset in NAMED.values())
+    assert all(preset.source in text for preset in NAMED.values())
     for name, parts in found.items():
         assert name in text
         for part, values in parts.items():
-            pairs = [] if part == "default" else values.items()
+            pairs = [] if part in ("source", "default") else values.items()
             assert all(f"{key}={value}" in text for key, value in pairs)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from firefly_cl.benchmark.configuration import flat
-from firefly_cl.benchmark.presets import GROWTH, NAMED, PRESETS, PRUNING, Preset
+from firefly_cl.benchmark.presets import NAMED, Preset
 from firefly_cl.benchmark.rounds import DATASETS
 from firefly_cl.errors import UnknownName
 from firefly_cl.registry import Registry, suggestion
@@ -45,18 +45,15 @@ def catalogue(kind: str | None = None) -> dict[str, dict[str, str]]:
     return found if kind is None else {kind: found[kind]}
 
 
-def preset_settings() -> dict[str, dict[str, dict[str, Any]]]:
-    """Of each preset what it is the default of, and what it sets: network, recipe, strategies."""
-    commands = {"run": PRESETS, "grow": GROWTH, "prune": PRUNING}
+def preset_settings() -> dict[str, dict[str, Any]]:
+    """Of each preset where it comes from, what it is the default of, and what it sets.
+
+    What it sets: network, recipe, options, and those of single strategies under their names.
+    """
     found = {}
     for name, preset in NAMED.items():
-        default = {
-            command: scenarios
-            for command, presets in commands.items()
-            if (scenarios := [key for key, each in presets.items() if each is preset])
-        }
-        parts = {"default": default, **_parts(preset)}
-        found[name] = {part: settings for part, settings in parts.items() if settings}
+        parts = {"source": preset.source, "default": preset.default, **_parts(preset)}
+        found[name] = {part: told for part, told in parts.items() if told}
     return found
 
 
@@ -90,11 +87,14 @@ def print_catalogue(found: Mapping[str, Mapping[str, str]], console: Console) ->
 
 
 def print_presets(console: Console) -> None:
-    """Print the presets with what each is the default of and what it sets."""
+    """Print the presets with where each comes from, its default use, and what it sets."""
     table = _table(PRESET_KIND, max(map(len, NAMED)))
     for name, settings in preset_settings().items():
         table.add_row(name, NAMED[name].description)
         for part, values in settings.items():
+            if part == "source":
+                table.add_row("", Text(values, style="dim"))
+                continue
             pairs = [
                 _as_typed(key, value) if part == "default" else f"{key}={value}"
                 for key, value in values.items()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,9 @@ from typing import Any
 from firefly_cl.benchmark.configuration import Cell, flat, merged
 from firefly_cl.benchmark.plan import GROWING, Request, cells_of, check, check_criteria
 from firefly_cl.benchmark.presets import named
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.benchmark.tables import as_json, options_of, read_keys, read_tables, table_of
+from firefly_cl.errors import ConfigurationError
 from firefly_cl.registry import suggestion
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 TRAINING: Mapping[str, type] = {
     "preset": str,
@@ -47,14 +41,6 @@ OF_STRATEGY: Mapping[str, type] = {"options": dict, "settings": dict}
 """Settings that have a meaning for one strategy only."""
 
 _TOP = {"out": str, "seeds": list, "scenarios": dict, "strategies": dict}
-_WANTED = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    dict: "a table",
-    list: "a list",
-}
 
 
 @dataclass(frozen=True)
@@ -116,25 +102,12 @@ def read_grid(path: Path) -> Grid:
 
     Raises FileError where it cannot be read, ConfigurationError for what it cannot mean.
     """
-    told = read_tables(path)
+    told = read_tables(path, "a grid's")
     try:
         return _grid(told, path)
     except ConfigurationError as error:
         text = str(error)
         raise type(error)(text if text.startswith(str(path)) else f"{path}: {text}") from None
-
-
-def read_tables(path: Path) -> dict[str, Any]:
-    """What the TOML file of a grid says, as it stands there; raises FireflyError."""
-    try:
-        told: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"cannot read {path} ({error.strerror}): name a grid's TOML file") from None
-    except UnicodeDecodeError:
-        raise FileError(f"{path} is not UTF-8 text: name a grid's TOML file") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path} is not TOML: {error}") from None
-    return told
 
 
 def _grid(told: Mapping[str, Any], path: Path) -> Grid:
@@ -163,11 +136,13 @@ def _grid(told: Mapping[str, Any], path: Path) -> Grid:
             asked = merged(common, settings)
             if strategy in overrides:
                 inside = f"{where}.strategies.{strategy}"
-                nearest = _table(overrides[strategy], inside)
+                nearest = table_of(overrides[strategy], inside)
                 asked = merged(asked, _read(nearest, inside, {**TRAINING, **OF_STRATEGY}))
             try:
                 entries.append(
-                    Entry(scenario, strategy, _request(scenario, strategy, asked, seeds))
+                    Entry(
+                        scenario, strategy, _request(scenario, strategy, asked, seeds, path.parent)
+                    )
                 )
             except ConfigurationError as error:
                 raise _at(path, scenario, strategy, error) from error
@@ -175,7 +150,7 @@ def _grid(told: Mapping[str, Any], path: Path) -> Grid:
 
 
 def _request(
-    scenario: str, strategy: str, asked: Mapping[str, Any], seeds: Sequence[int]
+    scenario: str, strategy: str, asked: Mapping[str, Any], seeds: Sequence[int], beside: Path
 ) -> Request:
     settings = dict(asked)
     strategy = settings.pop("strategy", strategy)
@@ -185,10 +160,10 @@ def _request(
         scenario=settings.pop("scenario", scenario),
         strategies=(strategy,),
         seeds=seeds,
-        recipe=[f"{name}={_json(name, value)}" for name, value in recipe.items()],
+        recipe=[f"{name}={as_json(name, value)}" for name, value in recipe.items()],
         options=_pairs(settings.pop("options", {}), "options"),
         settings=_pairs(settings.pop("settings", {}), "settings"),
-        preset=None if preset is None else named(preset),
+        preset=None if preset is None else named(preset, beside),
         **settings,
     )
     if request.settings and strategy != GROWING:
@@ -203,32 +178,11 @@ def _tables(told: Mapping[str, Any], kind: str) -> dict[str, Mapping[str, Any]]:
             f"the grid is empty: name its {kind} in tables, such as "
             f"[{kind}.{'split-digits' if kind == 'scenarios' else 'naive'}]"
         )
-    return {name: _table(table, f"{kind}.{name}") for name, table in told.items()}
-
-
-def _table(told: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(told, dict):
-        raise ConfigurationError(f"{where} is {told!r}: make it a table, [{where}]")
-    return told
+    return {name: table_of(table, f"{kind}.{name}") for name, table in told.items()}
 
 
 def _read(table: Mapping[str, Any], where: str, known: Mapping[str, type]) -> dict[str, Any]:
-    """The settings of a table under the names of `Request`, each of its kind."""
-    found: dict[str, Any] = {}
-    inside = f" in [{where}]" if where else ""
-    for name, value in table.items():
-        key = name.replace("_", "-")
-        if key not in known:
-            raise ConfigurationError(f"unknown key {name!r}{inside}: {_instead(key, known)}")
-        kind = known[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise ConfigurationError(f"{name}{inside} is {value!r}: give {_WANTED[kind]}")
-        if key.replace("-", "_") in found:
-            raise ConfigurationError(f"{name}{inside} is given twice: remove one")
-        found[key.replace("-", "_")] = value
-    return found
+    return read_keys(table, where, known, _instead)
 
 
 def _instead(key: str, known: Mapping[str, type]) -> str:
@@ -254,27 +208,7 @@ def _seeds(told: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _pairs(options: Mapping[str, Any], what: str) -> list[str]:
-    """`name=value` as the command line takes them; a list becomes values with commas between."""
-    pairs = []
-    for name, value in options.items():
-        if "." in name or isinstance(value, dict):
-            raise ConfigurationError(
-                f"{what} has a table {name.partition('.')[0]!r}: give plain values"
-            )
-        values = value if isinstance(value, list) else [value]
-        pairs.append(f"{name}={','.join(_text(f'{what} {name}', item) for item in values)}")
-    return pairs
-
-
-def _text(name: str, value: Any) -> str:
-    return value if isinstance(value, str) else _json(name, value)
-
-
-def _json(name: str, value: Any) -> str:
-    try:
-        return json.dumps(value)
-    except TypeError:
-        raise ConfigurationError(f"{name} is {value}: give a number, a text or a list") from None
+    return [f"{name}={value}" for name, value in options_of(options, what).items()]
 
 
 def _at(path: Path, scenario: str, strategy: str, error: ConfigurationError) -> ConfigurationError:

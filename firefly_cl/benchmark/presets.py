@@ -1,26 +1,57 @@
-"""Named settings: backbone, width, recipe and options, tuned on validation data only."""
+"""Named settings, each in a TOML file that says where they come from: network, recipe, options.
+
+Those of `firefly_cl/presets/` are tuned, where they are, on validation images only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from firefly_cl.errors import UnknownName
+from firefly_cl.benchmark.configuration import merged
+from firefly_cl.benchmark.tables import options_of, read_keys, read_tables, table_of
+from firefly_cl.errors import ConfigurationError, FireflyError, UnknownName
 from firefly_cl.registry import suggestion
+
+FOLDER = Path(__file__).parent.parent / "presets"
+
+_SETTINGS: Mapping[str, type] = {
+    "backbone": str,
+    "width": float,
+    "constant-width": int,
+    "budget": int,
+    "epochs": int,
+    "batch-size": int,
+    "learning-rate": float,
+    "recipe": dict,
+    "options": dict,
+}
+_TOP: Mapping[str, type] = {
+    "description": str,
+    "source": str,
+    "default": dict,
+    "strategies": dict,
+    **_SETTINGS,
+}
+_OF_RECIPE = ("epochs", "batch_size", "learning_rate")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What runs have unless told otherwise; `description` says in one line what it is for.
+    """What runs have unless told otherwise.
 
+    `description` says in one line what it is for, `source` where its settings come from.
     `recipe` holds fields of `Recipe` that differ from its defaults (`augmentation` is a mapping
     of fields of `Augmentation`); `options` are strategy-specific; `strategies` holds the fields
     of this class that one strategy changes. Mappings of a strategy are merged over the common.
+    `default`: the scenarios of which it is the default, by command (run, grow, prune).
     """
 
     name: str = "plain"
-    description: str = "The defaults of the recipe and of each strategy."
+    description: str = ""
+    source: str = ""
     backbone: str = "resnet9"
     width: float = 1.0
     constant_width: int | None = None
@@ -28,12 +59,13 @@ class Preset:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     strategies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    default: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def of(self, strategy: str) -> Preset:
         """The preset of one strategy."""
         changes = dict(self.strategies.get(strategy, {}))
         for name in ("recipe", "options"):
-            changes[name] = {**getattr(self, name), **changes.get(name, {})}
+            changes[name] = merged(getattr(self, name), changes.get(name, {}))
         return replace(self, **changes)
 
     def with_options(self, **options: str) -> Preset:
@@ -41,136 +73,81 @@ class Preset:
         return replace(self, options={**self.options, **options})
 
 
-# One recipe for all strategies. Images are few (2,250 a task): mixed batches and long training
-# gave the most, width little. Turning and zooming, which blur, cost large carnivores
-# several points and gained nothing on two other tasks. Tried on validation images of eight
-# tasks of split-cifar100-superclass with one seed, on single networks and on networks that start
-# from copies of the one before; the whole stream was not tuned.
-_CIFAR = Preset(
-    name="cifar",
-    description="Small colour images; a task begins with copies of the one before.",
-    width=0.25,
-    recipe={
-        "epochs": 100,
-        "learning_rate": 0.1,
-        "weight_decay": 0.002,
-        "mixup": 0.3,
-        "cutmix": 0.5,
-        "augmentation": {"jitter": 0.1},
-    },
-    strategies={
-        "firefly": {
-            "budget": 9_800_000,
-            "options": {
-                "start": "copies",
-                "shared": "0",
-                "growth": "0.04",
-                "cost": "flops",
-                "grow_at": "0.25",
-            },
-        },
-    },
-)
+def read_preset(path: Path) -> Preset:
+    """The preset in a TOML file, named as the file is; loads no torch. Raises FireflyError."""
+    told = read_tables(path, "a preset's")
+    try:
+        return _preset(told, path.stem)
+    except FireflyError as error:
+        raise type(error)(f"{path}: {error}") from None
 
-# One recipe for all strategies, chosen on validation images (three seeds) among learning rates of
-# 0.05 and 0.15, and 10 and 20 epochs. Tuning was not equal: EWC and replay did better at 0.15 than
-# at the rate that all share, and only firefly's seed share was tried twice.
-_DIGITS = Preset(
-    name="digits",
-    description="Grey images of 8 pixels; a task begins with a few new units.",
-    backbone="mlp",
-    width=0.25,
-    recipe={
-        "epochs": 20,
-        "batch_size": 16,
-        "augmentation": {"crop_padding": 1, "flip": False},
-    },
-    strategies={
-        "firefly": {"options": {"seed": "0.15"}},
-        # all that remember images remember as many
-        **{
-            name: {"options": {"mem_size": "100"}}
-            for name in ("agem", "der", "er-ace", "gdumb", "gem", "icarl", "replay")
-        },
-    },
-)
 
-# A round of `grow`: thin networks on all classes at once; not tuned.
-_THIN_MLP = Preset(
-    name="thin-mlp",
-    description="A network to grow, for digits; not tuned.",
-    backbone="mlp",
-    constant_width=4,
-    recipe={
-        "epochs": 5,
-        "batch_size": 32,
-        "augmentation": {"crop_padding": 1, "flip": False},
-    },
-)
-_THIN_VGG = Preset(
-    name="thin-vgg19",
-    description="A network to grow, for colour images; not tuned.",
-    backbone="vgg19",
-    constant_width=16,
-    recipe={"epochs": 10, "batch_size": 128, "learning_rate": 0.1},
-)
+def _preset(told: Mapping[str, Any], name: str) -> Preset:
+    from firefly_cl.continual import STRATEGIES
+    from firefly_cl.zoo import BACKBONES
 
-# A training of `prune`: networks with units to spare, on all classes at once; not tuned.
-_WIDE_MLP = Preset(
-    name="wide-mlp",
-    description="A network to prune, for digits; not tuned.",
-    backbone="mlp",
-    constant_width=64,
-    recipe={
-        "epochs": 10,
-        "batch_size": 32,
-        "augmentation": {"crop_padding": 1, "flip": False},
-    },
-)
-_WIDE_VGG = Preset(
-    name="wide-vgg16",
-    description="A network to prune, for colour images; not tuned.",
-    backbone="vgg16",
-    width=0.25,
-    recipe={"epochs": 40, "batch_size": 128, "learning_rate": 0.1},
-)
+    top = read_keys(told, "", _TOP)
+    strategies = {}
+    for strategy, table in top.pop("strategies", {}).items():
+        STRATEGIES.describe(strategy)
+        where = f"strategies.{strategy}"
+        strategies[strategy] = _settings(read_keys(table_of(table, where), where, _SETTINGS))
+    for each in (top, *strategies.values()):
+        if "backbone" in each:
+            BACKBONES.describe(each["backbone"])
+    texts = {key: " ".join(top.pop(key, "").split()) for key in ("description", "source")}
+    return Preset(name, **texts, **_settings(top), strategies=strategies)
+
+
+def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `Preset` from the keys of a table."""
+    found = {name: value for name, value in read.items() if name not in _OF_RECIPE}
+    recipe = {name: read[name] for name in _OF_RECIPE if name in read}
+    if recipe:
+        found["recipe"] = {**found.get("recipe", {}), **recipe}
+    if "options" in found:
+        found["options"] = options_of(found["options"], "options")
+    return found
+
 
 NAMED: Mapping[str, Preset] = {
-    preset.name: preset
-    for preset in (_CIFAR, _DIGITS, Preset(), _THIN_MLP, _THIN_VGG, _WIDE_MLP, _WIDE_VGG)
+    path.stem: read_preset(path) for path in sorted(FOLDER.glob("*.toml"))
 }
-"""What `--preset` takes."""
+"""Those that ship, which `--preset` takes by name."""
 
-PRESETS: Mapping[str, Preset] = {
-    "split-digits": _DIGITS,
-    "split-cifar10": _CIFAR,
-    "split-cifar100": _CIFAR,
-    "split-cifar100-superclass": _CIFAR,
-    "image-folder": _CIFAR,
-}
+
+def _defaults(command: str) -> dict[str, Preset]:
+    return {
+        scenario: preset
+        for preset in NAMED.values()
+        for scenario in preset.default.get(command, ())
+    }
+
+
+PRESETS: Mapping[str, Preset] = _defaults("run")
 """Defaults of `run`, by scenario."""
 
-GROWTH: Mapping[str, Preset] = {
-    "split-digits": _THIN_MLP,
-    "split-cifar10": _THIN_VGG,
-    "split-cifar100": _THIN_VGG,
-    "image-folder": _THIN_VGG,
-}
+GROWTH: Mapping[str, Preset] = _defaults("grow")
 """Those of `grow`."""
 
-PRUNING: Mapping[str, Preset] = {
-    "split-digits": _WIDE_MLP,
-    "split-cifar10": _WIDE_VGG,
-    "split-cifar100": _WIDE_VGG,
-    "image-folder": _WIDE_VGG,
-}
+PRUNING: Mapping[str, Preset] = _defaults("prune")
 """Those of `prune`."""
 
 
-def named(name: str) -> Preset:
-    """The preset of that name; raises UnknownName with the nearest."""
+def named(name: str, beside: Path = Path()) -> Preset:
+    """The preset of that name, or in the TOML file of that name; raises FireflyError.
+
+    beside: the folder that a file's name is relative to.
+    """
+    if name.endswith(".toml"):
+        found = read_preset(beside / name)
+        if found.default:
+            raise ConfigurationError(f"{beside / name}: only presets that ship have a default")
+        return found
     if name not in NAMED:
-        raise UnknownName(f"unknown preset {name!r}: {suggestion(name, NAMED)}")
+        raise UnknownName(
+            f"unknown preset {name!r}: {suggestion(name, NAMED)} (or name a file, NAME.toml)"
+        )
     return NAMED[name]
 
 

@@ -24,7 +24,7 @@ from firefly_cl.benchmark.configuration import differences
 from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.failures import Failure, read_failure
 from firefly_cl.benchmark.folders import begun_threads, check_writable, finished_record
-from firefly_cl.benchmark.grid import read_grid, read_tables
+from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.grid_run import OUT
 from firefly_cl.benchmark.placement import executor_of
@@ -33,6 +33,7 @@ from firefly_cl.benchmark.quantities import percent
 from firefly_cl.benchmark.records import FILE_NAME, Record, read_record, write_atomic
 from firefly_cl.benchmark.sampler import load_optuna, propose
 from firefly_cl.benchmark.search import Search, searches_of, short
+from firefly_cl.benchmark.tables import read_tables
 from firefly_cl.benchmark.trials import Trial, best, read_trial, write_trial
 from firefly_cl.benchmark.tuned_grid import shown, tuned_grid
 from firefly_cl.errors import (
@@ -108,7 +109,9 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
     if len(complete) == len(found):
         results = [(progress.search, progress.first(command.trials)) for progress in found]
         out = f"{grid.out or OUT}-tuned"
-        text = tuned_grid(read_tables(command.grid), out, results, _head(command, results))
+        text = tuned_grid(
+            read_tables(command.grid, "a grid's"), out, results, _head(command, results)
+        )
         written = command.out / TUNED
         write_atomic(written, text.encode())
         print(f"wrote {written}, for firefly-cl benchmark")

@@ -121,6 +121,7 @@ def test_a_width_replaces_the_constant_one_of_a_preset():
 def test_every_named_preset_is_built(name: str, strategy: str):
     preset = NAMED[name]
     assert preset.name == name and preset.description.endswith(".")
+    assert preset.source.endswith(".")
     (cell,) = cells_of(Request("split-digits", (strategy,), (0,), preset=preset))
     assert recipe_from(cell.recipe).epochs == preset.recipe.get("epochs", Recipe().epochs)
     if strategy == "firefly":

@@ -19,6 +19,7 @@ from firefly_cl.commands import (
     COMMANDS,
     Benchmark,
     Command,
+    Grow,
     List,
     Prune,
     Report,
@@ -222,6 +223,8 @@ def _requests(command: TrainingCommand) -> list[tuple[str, Request, Path]]:
     from firefly_cl.growth import CRITERIA
 
     criteria: Sequence[str] = CRITERIA.names()
+    if command.compare and command.criterion != Grow.criterion:
+        raise ConfigurationError("--compare takes every criterion: leave --criterion out")
     if not command.compare:
         criteria = parse_names(command.criterion, "--criterion")
     requests = growth_requests(

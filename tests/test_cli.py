@@ -184,6 +184,12 @@ def test_list_takes_one_kind(capsys: pytest.CaptureFixture[str]):
         (["run", "--strategy", "naive", "--out", "file/x"], "choose a writable folder with --out"),
         (["run", "--strategy", "naive", "--device", "warp"], "--device warp"),
         (["run", "--strategy", "naive", "--recipe", "mixpu=1"], "no setting 'mixpu'"),
+        (
+            ["run", "--strategy", "ewc", "--budget", "9"],
+            "ewc cannot keep to one: leave --budget out",
+        ),
+        (["grow", "--compare", "--criterion", "tiny"], "leave --criterion out"),
+        (["grow", "--option", "latency=t.json"], "leave it out, or count in latency"),
         (["run", "--preset", "cifra"], "unknown preset 'cifra': did you mean 'cifar'?"),
         (["list", "preset"], "there is no list of 'preset': did you mean 'presets'?"),
         (["benchmark", "none.toml"], "cannot read none.toml"),

@@ -112,10 +112,16 @@ def check_criteria(request: Request) -> None:
 def check_options(request: Request) -> None:
     """Raise ConfigurationError for an option for all that one strategy lacks; loads torch.
 
-    What no strategy has is left to the reading of its options, which tells the nearest.
+    What no strategy has is left to the reading of its options, which tells the nearest. Also for a
+    budget that no strategy keeps to.
     """
     from firefly_cl.continual import STRATEGIES
 
+    if request.budget is not None and GROWING not in request.strategies:
+        raise ConfigurationError(
+            f"--budget is for {GROWING}, and {', '.join(request.strategies)} cannot keep to one: "
+            "leave --budget out"
+        )
     kinds = {strategy: STRATEGIES.options(strategy) for strategy in request.strategies}
     known = {
         strategy: [each.name for each in fields(kind)]

@@ -74,6 +74,11 @@ class Plan:
         if self.start not in ("random", "copies"):
             raise ConfigurationError(f"start {self.start!r} is unknown: use random or copies")
         check_cost(self.cost)
+        if self.latency and self.cost != "latency":
+            raise ConfigurationError(
+                f"latency is {self.latency!r}, a file of timings, and growth is counted in "
+                f"{self.cost}: leave it out, or count in latency"
+            )
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         for name in ("grow_at", "select_at", "prune_at"):

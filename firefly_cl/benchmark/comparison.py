@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from scipy import stats
 
 from firefly_cl.benchmark.records import Record
-from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
+from firefly_cl.benchmark.report import ScenarioSummary
+from firefly_cl.benchmark.summary import Summary, mean_known
 
 CONTROL = "individual"
 """The strategy whose networks know one task each: what a task reaches without any other."""

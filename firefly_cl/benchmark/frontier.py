@@ -15,7 +15,8 @@ from firefly_cl.benchmark.labels import PRICE, label_among
 from firefly_cl.benchmark.plots import GRID, MARKERS, MUTED, SERIES, STYLE, Draw, Size
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
-from firefly_cl.benchmark.report import ScenarioSummary, Summary
+from firefly_cl.benchmark.report import ScenarioSummary
+from firefly_cl.benchmark.summary import Summary
 
 
 def frontier_floats(group: ScenarioSummary, size: Size) -> Figure | None:

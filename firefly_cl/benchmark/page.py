@@ -20,7 +20,8 @@ from firefly_cl.benchmark.frontier import FRONTIERS
 from firefly_cl.benchmark.latency import BATCHES, newest_milliseconds
 from firefly_cl.benchmark.quantities import milliseconds, percent
 from firefly_cl.benchmark.records import write_atomic
-from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
+from firefly_cl.benchmark.report import ScenarioSummary
+from firefly_cl.benchmark.summary import Summary, mean_known
 from firefly_cl.errors import FileError
 
 _CAPTIONS = {

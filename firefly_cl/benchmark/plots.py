@@ -16,7 +16,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
-from firefly_cl.benchmark.report import ScenarioSummary, Summary, mean_known
+from firefly_cl.benchmark.report import ScenarioSummary
+from firefly_cl.benchmark.summary import Summary, mean_known
 
 INK, MUTED, GRID, PANEL = "#1b1f24", "#5b6672", "#dde2e7", "#ffffff"
 # Okabe and Ito 2008, without the yellow that white paper swallows.

@@ -14,8 +14,9 @@ from firefly_cl.benchmark.growth_steps import STEP_COLUMNS
 from firefly_cl.benchmark.markdown import redraw
 from firefly_cl.benchmark.plan import Request, cells_of
 from firefly_cl.benchmark.records import read_record
-from firefly_cl.benchmark.report import GROWTH_COLUMNS, summaries
+from firefly_cl.benchmark.report import summaries
 from firefly_cl.benchmark.rounds import DATASETS, growth_requests
+from firefly_cl.benchmark.summary import GROWTH_COLUMNS
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.scenarios import SCENARIOS
 from firefly_cl.zoo import BACKBONES

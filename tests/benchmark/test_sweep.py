@@ -10,8 +10,9 @@ import pytest
 from firefly_cl import cli
 from firefly_cl.benchmark.plan import Request, cells_of
 from firefly_cl.benchmark.records import Record, read_record
-from firefly_cl.benchmark.report import PRUNING_COLUMNS, summaries
+from firefly_cl.benchmark.report import summaries
 from firefly_cl.benchmark.rounds import DATASETS
+from firefly_cl.benchmark.summary import PRUNING_COLUMNS
 from firefly_cl.benchmark.sweep import parse_lams, pruning_requests
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.zoo import BACKBONES

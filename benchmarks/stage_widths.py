@@ -82,7 +82,7 @@ def register(shape: str) -> str:
 
 
 def cells(
-    data: str, shapes: Sequence[str], seeds: Sequence[int], epochs: int, device: str = "cpu"
+    data: str, shapes: Sequence[str], seeds: Sequence[int], epochs: int, device: str = "auto"
 ) -> list[Cell]:
     """A training of each shape with each seed, as a round of growth trains."""
     scenario, preset = one_task(data, GROWTH)
@@ -140,7 +140,7 @@ def main(
     page: Path = ROOT / "docs" / "growth.md",
     draw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Train VGG-19s of equal floats and unequal stages, and draw their table.
 
@@ -154,7 +154,7 @@ def main(
         page: Markdown file with the table.
         draw: Draw from the records that are there.
         threads: Threads to compute with; physical cores unless OMP_NUM_THREADS says otherwise.
-        device: cpu or cuda.
+        device: cpu, cuda, or auto: cuda where there is one.
     """
     if not draw:
         check_device(device)

@@ -125,8 +125,8 @@ class _Training:
     """Threads of each run."""
     workers: int = 1
     """Runs at a time; more than one have a process each."""
-    device: str = "cpu"
-    """cpu or cuda."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
     json: Flag = False
     """Print one JSON object on the last line."""
     debug: Flag = False

@@ -19,6 +19,9 @@ from firefly_cl.benchmark.configuration import (
 from firefly_cl.benchmark.presets import Preset, preset_of
 from firefly_cl.errors import ConfigurationError
 
+AUTO = "auto"
+"""The device that is CUDA where torch has it, and the CPU elsewhere."""
+
 GROWING = "firefly"
 """The strategy that grows by a criterion."""
 
@@ -47,7 +50,7 @@ class Request:
     width: float | None = None
     constant_width: int | None = None
     budget: int | None = None
-    device: str = "cpu"
+    device: str = AUTO
     recipe: Sequence[str] = field(default_factory=tuple)
     options: Sequence[str] = field(default_factory=tuple)
     settings: Sequence[str] = field(default_factory=tuple)
@@ -174,7 +177,7 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
         validation=request.validation,
         evaluate_on=request.evaluate_on,
         class_incremental=request.class_incremental,
-        device=request.device,
+        device=chosen_device(request.device),
         recipe=recipe_as_json(recipe),
         options=_options(request, preset, strategy),
     )
@@ -255,10 +258,21 @@ def check_save_every(minutes: float) -> None:
         )
 
 
+def chosen_device(device: str) -> str:
+    """What AUTO is on this machine; others as they are. Loads torch."""
+    if device != AUTO:
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str) -> None:
     """Raise ConfigurationError if torch cannot compute on `device`."""
     import torch
 
+    if device == AUTO:
+        return
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:

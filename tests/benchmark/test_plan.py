@@ -140,6 +140,17 @@ def test_every_named_preset_is_built(name: str, strategy: str):
         assert cell.budget is None or floats(net) < cell.budget
 
 
+def test_the_device_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    def devices() -> list[str]:
+        asked = (REQUEST, replace(REQUEST, device="cpu"), replace(REQUEST, device="cuda"))
+        return [cells_of(request)[0].device for request in asked]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices() == ["cpu", "cpu", "cuda"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert devices() == ["cuda", "cpu", "cuda"]
+
+
 def test_a_strategy_changes_its_preset():
     preset = Preset(
         width=1.0,

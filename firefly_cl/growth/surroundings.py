@@ -21,7 +21,7 @@ from firefly_cl.growth.execution import CandidateExecution, batch_statistics
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.execution import Execution, Streams
 from firefly_cl.network.graph import Node
-from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics, overruns
+from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics, overruns, read_points
 
 
 class Watching(Execution):
@@ -173,8 +173,8 @@ def weight_slope(layer: GrowableLayer, x: Tensor, slope: Tensor) -> Tensor:
         sides = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
         x, padding = F.pad(x, sides), (0, 0)
     stride = layer.stride
-    if x.device.type == "cpu" and not any(padding) and overruns(layer.kernel, stride, x.shape[1]):
-        x, stride = x[..., :: stride[0], :: stride[1]], (1, 1)
+    if x.device.type == "cpu" and overruns(layer.kernel, stride, x.shape[1]):
+        x, stride, padding = read_points(x, stride, padding), (1, 1), (0, 0)
     geometry = layer.kernel, stride, padding, layer.dilation
     found: Tensor = _ConvWeightSlope.apply(x, slope, *geometry)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,13 @@ def overruns(kernel: Iterable[int], stride: Iterable[int], channels: int) -> boo
     blocks have is wrong, or crashes (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
     return channels < 16 and set(kernel) == {1} and max(stride) > 1
+
+
+def read_points(x: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """The points of x (B, C, H, W) that a pointwise convolution with this geometry reads."""
+    if any(padding):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    return x[..., :: stride[0], :: stride[1]]
 
 
 class Block(nn.Module):
@@ -113,10 +120,10 @@ class GrowableLayer(nn.Module):
             return F.linear(x, weight, bias)
         groups = x.shape[1] // weight.shape[1] if self.per_unit else 1
         padding = self.padding if isinstance(self.padding, str) else list(self.padding)
-        on_cpu, padded = x.device.type == "cpu", not isinstance(padding, str) and any(padding)
-        if on_cpu and not padded and overruns(self.kernel, self.stride, x.shape[1]):
-            x = x[..., :: self.stride[0], :: self.stride[1]]
-            return F.conv2d(x, weight, bias, groups=groups)
+        on_cpu = x.device.type == "cpu"
+        if on_cpu and overruns(self.kernel, self.stride, x.shape[1]):
+            sides = (0, 0) if isinstance(padding, str) else padding  # of one point, none is same
+            return F.conv2d(read_points(x, self.stride, sides), weight, bias, groups=groups)
         # On a CPU, gradients of a strided depthwise convolution take ten times as long in bfloat16.
         slow = self.per_unit and max(self.stride) > 1 and on_cpu
         if slow and torch.is_autocast_enabled("cpu"):

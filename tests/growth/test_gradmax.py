@@ -344,9 +344,10 @@ def test_slopes_of_convolutions_are_autograd_s(options: dict[str, object]) -> No
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
 @pytest.mark.parametrize("channels", [1, 4, 12, 16])
 def test_slopes_of_strided_pointwise_convolutions_are_right_with_channels_last(
-    channels: int, monkeypatch: pytest.MonkeyPatch
+    channels: int, padding: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where oneDNN would write past its buffers, no strided kernel of it is called."""
     strides = []
@@ -357,13 +358,15 @@ def test_slopes_of_strided_pointwise_convolutions_are_right_with_channels_last(
         return found
 
     monkeypatch.setattr("firefly_cl.growth.surroundings.conv2d_weight", watched)
-    pointwise = nn.Conv2d(channels, 9, 1, stride=2)
-    model = nn.Sequential(nn.Conv2d(3, channels, 1), pointwise, nn.Flatten(), nn.Linear(108, 2))
+    pointwise = nn.Conv2d(channels, 9, 1, stride=2, padding=padding)
+    points = pointwise(torch.zeros(1, channels, 7, 6)).shape[2:]
+    head = nn.Linear(9 * points.numel(), 2)
+    model = nn.Sequential(nn.Conv2d(3, channels, 1), pointwise, nn.Flatten(), head)
     net = FireflyNet.from_module(model, torch.zeros(2, 3, 7, 6))
     layer = net.layers[net.consumers(net.growable_spaces()[0])[0].name]
     assert isinstance(layer, GrowableLayer)
     x = torch.randn(8, channels, 7, 6, generator=seeded(1))
-    slope = torch.randn(8, 9, 4, 3, generator=seeded(2))
+    slope = torch.randn(8, 9, *points, generator=seeded(2))
     along = torch.randn(9, channels, 1, 1, generator=seeded(3))
     found = []
     for layout, dtype in (

@@ -38,12 +38,14 @@ def test_a_strided_depthwise_convolution_works_in_single_precision() -> None:
     assert torch.equal(found, frozen)
 
 
-def gradients(channels: int, layout: torch.memory_format) -> list[torch.Tensor]:
+def gradients(
+    channels: int, padding: int | tuple[int, int] | str, layout: torch.memory_format
+) -> list[torch.Tensor]:
     """Of a network with a strided pointwise convolution of so many channels."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, channels, 3, padding=1),
-        nn.Conv2d(channels, 9, 1, stride=2),
+        nn.Conv2d(channels, 9, 1, stride=2, padding=padding),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(9, 2),
@@ -54,12 +56,15 @@ def gradients(channels: int, layout: torch.memory_format) -> list[torch.Tensor]:
     return [value.grad.contiguous() for value in net.parameters() if value.grad is not None]
 
 
+@pytest.mark.parametrize("padding", [0, 1, (1, 0), "valid"])
 @pytest.mark.parametrize("channels", [1, 4, 5, 12, 16])
-def test_strided_pointwise_convolutions_are_right_with_channels_last(channels: int) -> None:
+def test_strided_pointwise_convolutions_are_right_with_channels_last(
+    channels: int, padding: int | tuple[int, int] | str
+) -> None:
     """oneDNN writes past its buffers there where a layer has fewer channels than its blocks."""
     for found, exact in zip(
-        gradients(channels, torch.channels_last),
-        gradients(channels, torch.contiguous_format),
+        gradients(channels, padding, torch.channels_last),
+        gradients(channels, padding, torch.contiguous_format),
         strict=True,
     ):
         torch.testing.assert_close(found, exact)

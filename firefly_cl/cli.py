@@ -141,11 +141,11 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     from firefly_cl.benchmark.plan import (
         cells_of,
         check,
-        check_criteria,
         check_data_dir,
         check_device,
         check_options,
         check_save_every,
+        check_settings,
     )
 
     runs = _requests(command)
@@ -167,7 +167,7 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     check_device(command.device)
     for _, request, _ in runs:
         check_options(request)
-        check_criteria(request)
+        check_settings(request)
 
     from firefly_cl.benchmark.display import Display
     from firefly_cl.benchmark.runner import Planned, run_cells, run_in_processes

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firefly_cl.benchmark.configuration import Cell, flat, merged
-from firefly_cl.benchmark.plan import GROWING, Request, cells_of, check, check_criteria
+from firefly_cl.benchmark.plan import GROWING, Request, cells_of, check, check_settings
 from firefly_cl.benchmark.presets import named
 from firefly_cl.benchmark.tables import as_json, options_of, read_keys, read_tables, table_of
 from firefly_cl.errors import ConfigurationError
@@ -80,7 +80,7 @@ class Grid:
             by_strategy = []
             for entry in entries:
                 try:
-                    check_criteria(entry.request)
+                    check_settings(entry.request)
                     by_strategy.append(cells_of(entry.request))
                 except ConfigurationError as error:
                     raise _at(self.path, entry.scenario, entry.strategy, error) from error

@@ -101,15 +101,23 @@ def check(request: Request) -> None:
         )
 
 
-def check_criteria(request: Request) -> None:
-    """Raise ConfigurationError for settings that a growth criterion does not have; loads torch."""
+def check_settings(request: Request) -> None:
+    """Raise ConfigurationError for what a strategy or growth criterion does not take; loads torch.
+
+    Of strategies that tell their options; what others take shows when they are built.
+    """
+    from firefly_cl.continual import STRATEGIES
+    from firefly_cl.continual.learner import read_options
     from firefly_cl.continual.plan import plan_of
     from firefly_cl.growth.criterion import criterion_of
 
     for cell in cells_of(request):
+        kind = STRATEGIES.options(cell.strategy)
         if cell.strategy == GROWING:
             plan = plan_of(cell.options)
             criterion_of(plan.criterion, plan.settings)
+        elif kind is not None:
+            read_options(cell.options, kind)
 
 
 def check_options(request: Request) -> None:

@@ -76,7 +76,7 @@ def check_data(
         if fingerprint(scenarios.of(cell)) != record.data:
             raise FileError(
                 f"{folder} holds a run on other images than those in {data_dir}: choose another "
-                "--out, or discard it with --overwrite"
+                "--out, or remove that folder"
             )
 
 

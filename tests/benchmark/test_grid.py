@@ -181,6 +181,8 @@ def test_every_setting_of_a_request_has_its_place():
             "not in [strategies]: choose from naive",
         ),
         ("{grid}\n[strategies.firefly]\nsettings.x = 3", "'x'"),
+        ("{grid}\n[strategies.ewc]\noptions.lamda = 3", "'ewc' on 'split-digits': "),
+        ("{grid}\n[strategies.ewc]\noptions.ewc_lamda = 3", "did you mean 'ewc_lambda'?"),
         (
             "{grid}\n[strategies.again]\nstrategy = 'naive'",
             "'naive' on 'split-digits' and 'again' on 'split-digits' are one cell (",

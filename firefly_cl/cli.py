@@ -306,6 +306,11 @@ def _report(command: Report) -> int:
 
     if not command.runs:
         raise ConfigurationError("no run named: give one or more run folders, for example runs")
+    names: dict[str, str] = {}
+    if command.grid is not None:
+        from firefly_cl.benchmark.grid import read_grid, row_names
+
+        names = row_names(read_grid(command.grid).cells())
     records = [read_record(path) for path in find_records(command.runs)]
     finished = [record for record in records if record.finished]
     if len(finished) < len(records):
@@ -313,7 +318,7 @@ def _report(command: Report) -> int:
         print(f"left out {left_out} unfinished of {len(records)} runs", file=sys.stderr)
     if not finished:
         raise ConfigurationError("no run is finished: let `firefly-cl run` end first")
-    groups = summaries(finished)
+    groups = summaries(finished, names)
     print_tables(groups)
     written: list[Path] = []
     if command.markdown is not None:

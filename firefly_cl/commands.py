@@ -295,6 +295,8 @@ class Report:
     """Write one self-contained page here; beside it figures (PNG), tables (CSV, LaTeX)."""
     markdown: File = None
     """Redraw the tables between <!-- table:SCENARIO --> and <!-- /table --> in this file."""
+    grid: File = None
+    """Call rows by the names that they have in this grid, a TOML file."""
     json: Flag = False
     """Print one JSON object on the last line."""
     debug: Flag = False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firefly_cl.benchmark.configuration import Cell, flat, merged
+from firefly_cl.benchmark.labels import row_digest
 from firefly_cl.benchmark.plan import GROWING, Request, cells_of, check, check_settings
 from firefly_cl.benchmark.presets import named
 from firefly_cl.benchmark.tables import as_json, options_of, read_keys, read_tables, table_of
@@ -95,6 +96,11 @@ class Grid:
                             f"({cell.digest()}): change a setting or remove one"
                         )
         return list(found.values())
+
+
+def row_names(cells: Sequence[GridCell]) -> dict[str, str]:
+    """What a grid calls the rows of a report, by their `row_digest`."""
+    return {row_digest(found.cell.as_json()): found.strategy for found in cells}
 
 
 def read_grid(path: Path) -> Grid:

@@ -16,9 +16,8 @@ from rich.text import Text
 
 from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.folders import check_writable, discard
-from firefly_cl.benchmark.grid import read_grid
+from firefly_cl.benchmark.grid import read_grid, row_names
 from firefly_cl.benchmark.grid_display import GridDisplay
-from firefly_cl.benchmark.labels import row_digest
 from firefly_cl.benchmark.placement import executor_of
 from firefly_cl.benchmark.plan import check_data_dir, check_save_every
 from firefly_cl.benchmark.standing import Standing, standings
@@ -145,7 +144,7 @@ def _print_standings(found: Sequence[Standing]) -> None:
 def _print_results(found: Sequence[Standing]) -> None:
     from firefly_cl.benchmark.report import print_tables, summaries
 
-    names = {row_digest(each.grid_cell.cell.as_json()): each.grid_cell.strategy for each in found}
+    names = row_names([standing.grid_cell for standing in found])
     finished = [standing.record for standing in found if standing.record and standing.finished]
     if finished:
         print_tables(summaries(finished, names))

@@ -76,6 +76,22 @@ def test_the_cells_of_a_grid_are_run_and_compared(run: Any, capsys: pytest.Captu
     assert len({line for line in err.splitlines() if line.endswith("started")}) == 4
 
 
+def test_a_report_calls_rows_as_the_grid_does(run: Any, capsys: pytest.CaptureFixture[str]):
+    grid = GRID.replace("[strategies.other]", '[strategies.longer]\nstrategy = "fake"\nepochs = 3')
+    assert run(grid)[0] == 0
+    capsys.readouterr()
+
+    def rows(*options: str) -> list[str]:
+        assert cli.execute(cli._parse(["report", "runs", *options, "--json"])) == 0
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return sorted(row["strategy"] for row in told["rows"])
+
+    assert rows("--grid", "grid.toml") == ["fake", "longer"]
+    assert rows() == ["fake (epochs=2)", "fake (epochs=3)"]
+    assert cli.execute(cli._parse(["report", "runs", "--grid", "none.toml"])) == 2
+    assert "cannot read none.toml" in capsys.readouterr().err
+
+
 def test_what_is_finished_is_not_run_again(run: Any, capsys: pytest.CaptureFixture[str]):
     assert run(GRID.replace("[0, 1]", "[0]"))[0] == 0
     record = Path("runs/fake/fake-seed0/record.json")

@@ -57,7 +57,9 @@ from firefly_cl.network.rebuild import Edit
 class Firefly:
     """Firefly growth of the newest task's units (docs/method.md section 3).
 
-    news: new candidates in each space. copies: older units tried as unlocked copies in each.
+    news: new candidates in each space (0: none); without splits as many as it may gain, where that
+    is more, so that a step can spend its budget. copies: older units tried as unlocked copies in
+    each.
     depths: hidden candidates of a layer at each place where one could be inserted (0: none is).
     reach: eps, the size of a committed gate, as a share of the weights of the task's own units
     there. steps, step_size: of the search for directions, as a share of these. incoming: whether
@@ -109,10 +111,11 @@ class Firefly:
         spaces = [name for name in costs if name not in places]
         room = room_to_double(net, spaces) | dict.fromkeys(places, self.depths)
         with evaluation(net):
-            candidates: Candidates = {
-                **propose(net, spaces, self.news, self.copies, generator, self.splits),
-                **propose_layers(net, places, self.depths, generator),
-            }
+            candidates: Candidates = {}
+            for name in spaces:
+                news = max(self.news, room[name]) if self.news and not self.splits else self.news
+                candidates |= propose(net, [name], news, self.copies, generator, self.splits)
+            candidates |= propose_layers(net, places, self.depths, generator)
             held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
             self.search(net, candidates, rest, loss, autocast)
             for _, gate in _gates(candidates):

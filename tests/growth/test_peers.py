@@ -295,6 +295,13 @@ def test_firefly_of_one_kind_runs_no_candidates_of_the_other(
         assert streams and all(found == ["ghost"] for found in streams)
 
 
+def test_new_units_alone_can_double_every_layer_however_few_are_asked_for() -> None:
+    net = net_of("mlp-bn", width=6)
+    step = CRITERIA.get("firefly-new")(news=1)
+    growth = step.grow(net, batches_for(net), loss, Budget(1000), seeded())
+    assert len(growth.scores()["new"]) == 6 * len(net.growable_spaces())
+
+
 @pytest.mark.parametrize(("name", "reach"), [("firefly-split", 0.03), ("firefly-new", 1e-4)])
 def test_firefly_of_one_kind_keeps_firefly_s_promise(name: str, reach: float) -> None:
     # a split of a ReLU unit has an effect only where its offset crosses a kink

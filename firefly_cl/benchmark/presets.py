@@ -95,8 +95,9 @@ def _preset(told: Mapping[str, Any], name: str) -> Preset:
     for each in (top, *strategies.values()):
         if "backbone" in each:
             BACKBONES.describe(each["backbone"])
-    texts = {key: " ".join(top.pop(key, "").split()) for key in ("description", "source")}
-    return Preset(name, **texts, **_settings(top), strategies=strategies)
+    for key in ("description", "source"):
+        top[key] = " ".join(top.get(key, "").split())
+    return Preset(name, **_settings(top), strategies=strategies)
 
 
 def _settings(read: Mapping[str, Any]) -> dict[str, Any]:

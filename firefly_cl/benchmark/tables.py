@@ -86,7 +86,7 @@ def options_of(table: Mapping[str, Any], what: str) -> dict[str, str]:
 
     what: the table's name. Raises ConfigurationError.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, value in table.items():
         if "." in name or isinstance(value, dict):
             raise ConfigurationError(

@@ -28,6 +28,8 @@ from firefly_cl.growth.budget import (
 from firefly_cl.growth.candidates import (
     Candidates,
     Directions,
+    LayerCandidates,
+    SpaceCandidates,
     by_unit,
     project,
     propose,
@@ -111,11 +113,11 @@ class Firefly:
         spaces = [name for name in costs if name not in places]
         room = room_to_double(net, spaces) | dict.fromkeys(places, self.depths)
         with evaluation(net):
-            candidates: Candidates = {}
+            candidates: dict[str, SpaceCandidates | LayerCandidates] = {}
             for name in spaces:
                 news = max(self.news, room[name]) if self.news and not self.splits else self.news
-                candidates |= propose(net, [name], news, self.copies, generator, self.splits)
-            candidates |= propose_layers(net, places, self.depths, generator)
+                candidates.update(propose(net, [name], news, self.copies, generator, self.splits))
+            candidates.update(propose_layers(net, places, self.depths, generator))
             held, rest = batches[: self.score_batches], batches[self.score_batches :] or batches
             self.search(net, candidates, rest, loss, autocast)
             for _, gate in _gates(candidates):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from firefly_cl.benchmark.grid import read_grid, read_tables
+from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.search import Search
+from firefly_cl.benchmark.tables import read_tables
 from firefly_cl.benchmark.trials import Trial
 from firefly_cl.benchmark.tuned_grid import tuned_grid
 from firefly_cl.search_space import Choice, Range, Value
@@ -57,7 +58,7 @@ def trials(*found: tuple[dict[str, Value], float | None]) -> list[Trial]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_grid_is_written_as_it_was_read(path: Path) -> None:
-    told = read_tables(path)
+    told = read_tables(path, "a grid's")
     text = tuned_grid(told, "elsewhere", [], f"line\n{path}\n\nend")
     assert tomllib.loads(text) == {**told, "out": "elsewhere"}
     assert text.splitlines()[:4] == ["# line", f"# {path}", "#", "# end"]
@@ -93,7 +94,7 @@ def test_what_was_chosen_goes_over_what_the_grid_says_however_it_is_spelt(tmp_pa
             trials((share, None), ({"options.post_prune_share": 0.6}, 0.5)),
         ),
     ]
-    text = tuned_grid(read_tables(path), "o", results, "head")
+    text = tuned_grid(read_tables(path, "a grid's"), "o", results, "head")
     path.write_text(text)
     found = {(c.scenario, c.strategy, c.cell.seed): c.cell for c in read_grid(path).cells()}
     assert len(found) == 8

@@ -94,8 +94,7 @@ def options_of(table: Mapping[str, Any], what: str) -> dict[str, str]:
             )
         values = value if isinstance(value, list) else [value]
         text = ",".join(_text(f"{what} {name}", item) for item in values)
-        if found.setdefault(name.replace("-", "_"), text) != text:
-            raise ConfigurationError(f"{what} has {name!r} twice: remove one")
+        found[name.replace("-", "_")] = text  # of two spellings the one put in last, by `merged`
     return found
 
 

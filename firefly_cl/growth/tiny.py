@@ -44,7 +44,7 @@ from firefly_cl.network.rebuild import Edit
 from firefly_cl.network.rows import growable_layer, own_block
 
 _ROUNDING = 100
-"""How many times the precision of a product its sum may be, and still be nothing but rounding."""
+"""How many times the precision a sum or a residual may be, and still be nothing but rounding."""
 
 
 @CRITERIA.register("tiny")
@@ -55,9 +55,10 @@ class Tiny:
     New unit k of a space between one producer and one consumer has the incoming weights
     S^(-1/2) u_k and the outgoing weights reach w_k, with S^(-1/2) N = U Lambda W^T, S = E[b b^T]
     and N = E[b V^T] (`bottleneck`); of (u_k, w_k) and (-u_k, -w_k), which differ behind an
-    activation, the better. Units are chosen by reach lambda_k / cost; `gain` is then the slope
-    of the loss along the unit as it is, with its activation and norm, times the reach that is
-    left. halvings: how often the reach may be halved, as long as that lowers the loss.
+    activation, the better. A layer between the two that works unit by unit begins as the identity.
+    Units are chosen by reach lambda_k / cost; `gain` is then the slope of the loss along the unit
+    as it is, with its activation and norm, times the reach that is left.
+    halvings: how often the reach may be halved, as long as that lowers the loss.
     cutoff: eigenvalues of S below this share of the greatest count as 0. score_batches: used.
     """
 
@@ -85,9 +86,9 @@ class Tiny:
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then.
 
-        Spaces with several producers or consumers, or with a layer that works unit by unit, are
-        passed over; EditError where there are no others. So are those that no own row of the task
-        reads, for nothing there could be moved; NothingToGrow where there are no others.
+        Spaces with several consumers, or several producers that mix channels, are passed over;
+        EditError where there are no others. So are those that no own row of the task reads, for
+        nothing there could be moved; NothingToGrow where there are no others.
         """
         require_batches(batches)
         costs, some = open_spaces(net, budget), batches[: self.score_batches]
@@ -140,10 +141,8 @@ class Tiny:
 
 def unsupported(net: FireflyNet, space: str) -> str:
     """Why tiny cannot grow a space, naming a layer; empty if it can."""
-    producers, consumers = net.producers(space), net.consumers(space)
-    for node in producers:
-        if growable_layer(net, node.name).per_unit:
-            return f"{node.name} works unit by unit"
+    consumers = net.consumers(space)
+    producers = [n for n in net.producers(space) if not growable_layer(net, n.name).per_unit]
     for what, nodes in (("writes", producers), ("reads", consumers)):
         if len(nodes) > 1:
             return f"not {nodes[0].name} alone, but {nodes[1].name} too {what} {space}"
@@ -221,7 +220,10 @@ def desired_moves(
 
 @torch.no_grad()
 def _residuals(net: FireflyNet, name: str, moves: Sequence[Move]) -> list[Tensor]:
-    """What is left of the wanted moves of a layer's own rows after least squares."""
+    """What is left of the wanted moves of a layer's own rows after least squares.
+
+    Where that is no more than rounding, it is 0.
+    """
     layer, block, every = growable_layer(net, name), own_block(net, name), []
     for move in moves:
         patches = _as_rows(layer.apply_weight(move.inputs, _units(layer, move.inputs), None))
@@ -232,12 +234,17 @@ def _residuals(net: FireflyNet, name: str, moves: Sequence[Move]) -> list[Tensor
         return []
     gram = torch.stack([patches @ patches.T for patches, _ in every]).sum(0).double()
     cross = torch.stack([patches @ wanted.T for patches, wanted in every]).sum(0).double()
-    noise = torch.finfo(every[0][0].dtype).eps * len(gram)
-    solution = (torch.linalg.pinv(gram, hermitian=True, rtol=noise) @ cross).to(every[0][0])
-    return [
-        _as_maps(wanted - solution.T @ patches, move.wanted)
-        for (patches, wanted), move in zip(every, moves, strict=True)
-    ]
+    eps = torch.finfo(every[0][0].dtype).eps
+    solution = (torch.linalg.pinv(gram, hermitian=True, rtol=eps * len(gram)) @ cross).to(
+        every[0][0]
+    )
+    left = []
+    for (patches, wanted), move in zip(every, moves, strict=True):
+        rest = wanted - solution.T @ patches
+        if float(rest.norm()) < _ROUNDING * eps * float(wanted.norm()):
+            rest.zero_()
+        left.append(_as_maps(rest, move.wanted))
+    return left
 
 
 def _units(layer: GrowableLayer, x: Tensor) -> Tensor:

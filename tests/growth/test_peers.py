@@ -46,8 +46,8 @@ PEERS = tuple(QUICK)
 LOSSLESS = ("net2net",)
 """Criteria that never look at the loss."""
 PROMISING_NOTHING = {("tiny", "mobilenetv1"), *(("firefly-split", name) for name in NAMES)}
-"""Where no unit may promise anything: tiny can add units in the last layer of MobileNetV1 alone,
-whose outputs are all the same before it is trained."""
+"""Where no unit may promise anything: the last layers of MobileNetV1 pass no gradient on, with
+the two channels of its own that the task has."""
 
 
 def made(name: str) -> Criterion:

@@ -30,9 +30,9 @@ from firefly_cl.search_space import Range, searched
 class PacknetOptions:
     """What part of the free weights of every layer a task prunes, and when.
 
-    prune_proportion: "equal" leaves every task of the scenario as many weights, or a number (the
-    paper's are 0.5 and 0.75, for two or three added tasks). post_prune_share: what part of the
-    run's epochs is left for training after pruning, on the falling end of the schedule; the
+    prune_proportion: "equal" leaves every task of the whole stream as many weights, or a number
+    (the paper's are 0.5 and 0.75, for two or three added tasks). post_prune_share: what part of
+    the run's epochs is left for training after pruning, on the falling end of the schedule; the
     paper's third of all epochs.
     """
 
@@ -101,7 +101,7 @@ class PruningPlugin(SupervisedPlugin):
     @torch.no_grad()
     def _prune(self, net: PackedNet) -> None:
         """The task owns the largest of each layer's free weights; the others become zero."""
-        tasks_left = len(self.setup.scenario.tasks) - self._number
+        tasks_left = self.setup.scenario.n_tasks - self._number
         for name, weights in net.packed():
             owner = net.owner(name)
             sizes = torch.where(owner == 0, weights.abs(), -1.0).flatten()

@@ -105,7 +105,8 @@ def cut(
         )
     mean, std = statistics(dataset.train_images)
     _, channels, height, width = dataset.train_images.shape
-    return Scenario(name, tuple(tasks), mean, std, (channels, height, width), flip)
+    shape = (channels, height, width)
+    return Scenario(name, tuple(tasks), mean, std, shape, flip, cut_into=len(groups))
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -35,6 +35,13 @@ class Scenario:
     """Channels, height, width."""
     flip: bool
     """Whether an image mirrored left to right keeps its class; False for digits."""
+    cut_into: int | None = None
+    """How many tasks the whole stream has, where `tasks` are only its first."""
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of the whole stream: what is shared out among tasks is shared among so many."""
+        return self.cut_into or len(self.tasks)
 
     def benchmark(self, *, normalised: bool = False) -> Any:
         """An Avalanche benchmark of these tasks; imports Avalanche, which takes seconds.

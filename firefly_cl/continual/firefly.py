@@ -82,6 +82,7 @@ class FireflyLearner:
             plan=self.plan,
             training=training,
             budget=setup.budget,
+            n_tasks=scenario.n_tasks,
             seed=setup.seed,
             device=setup.device,
             evaluator=evaluator,

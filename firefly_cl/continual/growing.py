@@ -51,14 +51,23 @@ class FireflyPlugin(SupervisedPlugin):
     `latency` holds the timings that growth was charged by, where it is counted in latency.
     `events` tells what every growth step and every pruning did; `seconds` adds up per phase.
     `budget` is the number of floats that the network may hold (none: no limit); what is left of
-    it is shared equally by the tasks that the stream has left. `observer`, where there is one, is
-    shown each event as it happens.
+    it is shared equally by the tasks that are left of `n_tasks` (none: of the stream). `observer`,
+    where there is one, is shown each event as it happens.
     """
 
-    def __init__(self, plan: Plan | None = None, budget: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        plan: Plan | None = None,
+        budget: int | None = None,
+        seed: int = 0,
+        n_tasks: int | None = None,
+    ) -> None:
         super().__init__()
+        if n_tasks is not None and n_tasks < 1:
+            raise ConfigurationError(f"n_tasks is {n_tasks}: give 1 or more, or leave it out")
         self.plan = plan or Plan()
         self.budget = budget
+        self.n_tasks = n_tasks
         self.seed = seed
         self.criterion = criterion_of(self.plan.criterion, self.plan.settings)
         self.latency: LatencyTable | None = None
@@ -242,9 +251,10 @@ class FireflyPlugin(SupervisedPlugin):
             return None
         stream = getattr(strategy.experience, "origin_stream", None)
         number = getattr(strategy.experience, "current_experience", None)
-        tasks = max(len(stream) - number, 1) if stream and number is not None else 1
+        tasks = self.n_tasks or (len(stream) if stream else 1)
+        left = max(tasks - (number or 0), 1)
         held = floats(_model(strategy).net)
-        return held + max(self.budget - held, 0) // tasks
+        return held + max(self.budget - held, 0) // left
 
     # --- one growth step --------------------------------------------------------------------------
 

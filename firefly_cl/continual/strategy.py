@@ -32,7 +32,8 @@ class FireflyStrategy(SupervisedTemplate):
     FireflyNet, or a FireflyModel, whose plan is then that of the strategy. With a `recipe`, tasks
     are trained by it: in-memory batches with its augmentation (`pixels` says how they become
     inputs), its schedule, precision and number of epochs; `optimizer`, `train_mb_size` and
-    `train_epochs` are then not needed. Without one, everything is Avalanche's own. Every
+    `train_epochs` are then not needed. Without one, everything is Avalanche's own. `budget`: floats
+    that the network may hold, shared by `n_tasks` tasks (those of the stream unless told). Every
     experience needs a task label of its own.
 
     Raises UnsupportedOperation for a model that cannot grow, ConfigurationError, and DataError
@@ -50,6 +51,7 @@ class FireflyStrategy(SupervisedTemplate):
         recipe: Recipe | None = None,
         pixels: Pixels | None = None,
         budget: int | None = None,
+        n_tasks: int | None = None,
         seed: int = 0,
         train_mb_size: int = 64,
         train_epochs: int = 1,
@@ -77,7 +79,7 @@ class FireflyStrategy(SupervisedTemplate):
             # Where all tasks are frozen nothing trains yet, but an optimizer wants something.
             parameters = wrapped.net.trainable() or list(wrapped.net.parameters())
             optimizer = make_optimizer(recipe or Recipe(), parameters)
-        self.firefly = FireflyPlugin(plan, budget, seed)
+        self.firefly = FireflyPlugin(plan, budget, seed, n_tasks)
         own = [self.firefly] if training is None else [self.firefly, training]
         super().__init__(
             model=wrapped,

@@ -14,7 +14,7 @@ from quick_training import accuracy
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Setup, load_logits
 from firefly_cl.errors import ConfigurationError, DataError, FileError
-from firefly_cl.scenarios import Images, Scenario, Task
+from firefly_cl.scenarios import SCENARIOS, Images, Scenario, ScenarioOptions, Task
 
 BASELINES = [
     "agem",
@@ -56,6 +56,39 @@ def test_learns_two_tasks_of_digits(
     if name != "naive":
         assert accuracy(learner, digits, 0) >= 0.93
     assert learner.seconds["train"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "budget"),
+    [
+        ("packnet", {}, None),
+        ("wsn", {}, None),
+        ("ewc", {}, None),
+        ("firefly", {"growth": "4", "seed": "0.25", "grow_at": "0.3"}, 4000),
+    ],
+)
+def test_the_first_tasks_of_a_stream_are_learnt_as_in_the_whole(
+    name: str,
+    options: dict[str, str],
+    budget: int | None,
+    three_digits: Scenario,
+    setup_for: Callable[..., Setup],
+) -> None:
+    whole = SCENARIOS.get("split-digits")(ScenarioOptions())
+    assert three_digits.n_tasks == whole.n_tasks == 5 > len(three_digits.tasks)
+    setups = [
+        setup_for(scenario, width=0.1, options=options, budget=budget, recipe={"epochs": 3})
+        for scenario in (three_digits, whole)
+    ]
+    part, all_ = (STRATEGIES.get(name)(setup) for setup in setups)
+    streams = [setup.scenario.benchmark().train_stream for setup in setups]
+    for number, experiences in enumerate(zip(*streams, strict=False)):
+        for learner, experience in zip((part, all_), experiences, strict=True):
+            learner.train(experience)
+        images = whole.tasks[number].test.images
+        assert torch.equal(part.logits(number, images), all_.logits(number, images))
+        assert part.floats() == all_.floats()
+    assert part.growth_events or name != "firefly"
 
 
 @pytest.mark.parametrize("name", ["individual", "ewc", "firefly"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,8 @@ def test_the_largest_free_weights_are_kept(
     three_digits: Scenario, setup_for: Callable[..., Setup]
 ) -> None:
     net = PackedNet(OneLayer())
-    plugin = PruningPlugin(setup_for(three_digits, recipe={"epochs": 3}), PacknetOptions())
+    scenario = dataclasses.replace(three_digits, cut_into=None)
+    plugin = PruningPlugin(setup_for(scenario, recipe={"epochs": 3}), PacknetOptions())
     strategy: Any = SimpleNamespace(model=SimpleNamespace(net=net))
     weights = net.trunk.layer.weight.data
     weights.copy_(torch.tensor([[3.0, -6.0, 1.0, -2.0, 5.0, 4.0]]))
@@ -102,7 +104,8 @@ def test_old_answers_stay_to_the_last_bit(
                 assert torch.equal(owned[number][name][held], owner[held])
     for name, _ in learner.net.packed():
         counts = learner.net.owner(name).flatten().bincount(minlength=4)
-        assert counts[0] == 0 and counts[1:].max() - counts[1:].min() <= 2
+        share = counts.sum() / 5  # of the whole stream's tasks, of which two are to come
+        assert (counts - share * torch.tensor([2, 1, 1, 1])).abs().max() <= 3
 
 
 def test_a_task_sees_its_weights_and_older_ones(

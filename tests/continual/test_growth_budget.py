@@ -39,6 +39,18 @@ def test_is_never_exceeded(name: str, spare: int) -> None:
     assert strategy.firefly.events and floats(strategy.net) <= start + spare
 
 
+def test_is_shared_by_the_tasks_that_the_stream_will_have() -> None:
+    start = floats(growing().net)
+    strategy = growing(plan=GREEDY, budget=start + 3000, n_tasks=30, recipe=FOUR_EPOCHS)
+    for number, experience in enumerate(stream_of(TASKS).train_stream):
+        before, left = floats(strategy.net), start + 3000 - floats(strategy.net)
+        strategy.train(experience)
+        assert floats(strategy.net) - before <= left // (30 - number)
+    assert strategy.firefly.events
+    with pytest.raises(ConfigurationError, match="n_tasks is 0: give 1 or more"):
+        growing(n_tasks=0)
+
+
 def test_a_net_over_budget_is_refused_at_once() -> None:
     with pytest.raises(ConfigurationError, match="over the budget of 100"):
         growing(budget=100)

@@ -23,6 +23,7 @@ GROWING = Cell(
     width=0.25,
     budget=24_000,
     tasks=3,
+    split_into=3,
     recipe={"epochs": 3, "mixup": 0.2, "augmentation": {"crop_padding": 1, "flip": False}},
     options={"grow_at": "0.3,0.6", "patience": "-10", **SMALL_OPTIONS},
 )
@@ -38,7 +39,12 @@ class Killed(BaseException):
 
 
 def digits(cell: Cell) -> Scenario:
-    options = ScenarioOptions(seed=cell.seed, first_tasks=cell.tasks, validation=cell.validation)
+    options = ScenarioOptions(
+        seed=cell.seed,
+        n_tasks=cell.split_into,
+        first_tasks=cell.tasks,
+        validation=cell.validation,
+    )
     return SCENARIOS.get("split-digits")(options)
 
 

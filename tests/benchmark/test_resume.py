@@ -165,7 +165,9 @@ def test_other_runs_go_on_to_the_same_bits(
 def test_a_memory_goes_on_where_several_tasks_are_left(buffer: str, tmp_path: Path) -> None:
     options = {"mem_size": "40", "buffer": buffer}
     recipe = {**BASELINE.recipe, "epochs": 1}
-    cell = replace(BASELINE, strategy="replay", tasks=4, recipe=recipe, options=options)
+    cell = replace(
+        BASELINE, strategy="replay", tasks=4, split_into=None, recipe=recipe, options=options
+    )
     assert run(tmp_path / "whole", cell) == []
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         stop(patch, checkpoints, "write_atomic", LAST_WRITE[2])

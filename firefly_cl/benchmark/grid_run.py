@@ -63,7 +63,7 @@ def _make_ready(found: Sequence[Standing], command: Benchmark, out: Path) -> Non
     from firefly_cl.benchmark.runner import Scenarios, check_data, check_strategies
 
     finished = [
-        (standing.grid_cell.cell, standing.folder, standing.record)
+        (standing.grid_cell.cell, standing.folder, standing.record.data)
         for standing in found
         if standing.finished and standing.record is not None
     ]

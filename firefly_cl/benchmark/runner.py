@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firefly_cl.benchmark.cell import fingerprint, run_cell, setup_of
 from firefly_cl.benchmark.configuration import Cell
@@ -58,22 +58,26 @@ def left_of(plan: Sequence[Planned], outcomes: list[Outcome], *, overwrite: bool
 
 
 def check_data(
-    finished: Iterable[tuple[Cell, Path, Record]], data_dir: Path | None, *, download: bool
+    finished: Iterable[tuple[Cell, Path, Mapping[str, Any]]],
+    data_dir: Path | None,
+    *,
+    download: bool,
 ) -> None:
-    """Raise FileError where a finished run was made on other images than those in `data_dir`.
+    """Raise FileError where what is finished was run on other images than those in `data_dir`.
 
-    One run of each stream is looked at; without a `data_dir` the images are what they always are.
+    finished: cells with their folders and the `data` of their records. One of each stream is
+    looked at; without a `data_dir` the images are what they always are.
     """
     if data_dir is None:
         return
     scenarios = Scenarios(data_dir, download)
     looked_at = set()
-    for cell, folder, record in finished:
+    for cell, folder, data in finished:
         stream = Scenarios.key(cell)
         if stream in looked_at:
             continue
         looked_at.add(stream)
-        if fingerprint(scenarios.of(cell)) != record.data:
+        if fingerprint(scenarios.of(cell)) != data:
             raise FileError(
                 f"{folder} holds a run on other images than those in {data_dir}: choose another "
                 "--out, or remove that folder"
@@ -182,8 +186,8 @@ def run_in_processes(
                     outcomes.append(Outcome(planned.cell, planned.folder, record, error=error))
 
 
-def _kept(outcomes: Sequence[Outcome]) -> list[tuple[Cell, Path, Record]]:
-    return [(each.cell, each.folder, each.record) for each in outcomes if each.record is not None]
+def _kept(outcomes: Sequence[Outcome]) -> list[tuple[Cell, Path, Mapping[str, Any]]]:
+    return [(each.cell, each.folder, each.record.data) for each in outcomes if each.record]
 
 
 def check_strategies(cells: Sequence[Cell], scenarios: Scenarios) -> None:

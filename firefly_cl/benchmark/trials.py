@@ -20,8 +20,9 @@ class Trial:
     """One trial: `scores` are average accuracies on validation images by seed, `score` their mean.
 
     settings: the values of what is searched, by dotted name. score: None where the settings
-    failed, for the reason `error`. seconds: of training and evaluation, over all seeds. search:
-    what it is a trial of, see `Search.identity`.
+    failed, for the reason `error`. seconds: of training and evaluation, over all seeds. data: what
+    images it was run on, by seed, as in records; empty where a run left none. search: what it is a
+    trial of, see `Search.identity`.
     """
 
     number: int
@@ -32,6 +33,7 @@ class Trial:
     seconds: float
     versions: Mapping[str, Any]
     hardware: Mapping[str, Any]
+    data: Sequence[Mapping[str, Any]]
     search: Mapping[str, Any]
     schema: int = SCHEMA
 
@@ -65,6 +67,7 @@ def read_trial(path: Path) -> Trial | None:
         )
     good = found.score is None or isinstance(found.score, (int, float))
     good = good and isinstance(found.number, int) and isinstance(found.search, dict)
+    good = good and isinstance(found.data, list) and all(isinstance(d, dict) for d in found.data)
     good = good and all(isinstance(value, (str, int, float)) for value in settings.values())
     return found if good else None
 

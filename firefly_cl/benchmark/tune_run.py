@@ -96,6 +96,7 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
     executor = executor or executor_of(command, len(searches) * len(seeds))
     check_writable(command.out)
     found = [_found(search, overwrite=command.overwrite) for search in searches]
+    _check_data(found, command)
     left = [p for p in found if any(n not in p.trials for n in range(command.trials))]
     if left:
         _check(left, command)
@@ -163,6 +164,20 @@ def _discard(paths: Sequence[Path]) -> None:
             raise FileError(
                 f"cannot remove {path} ({error.strerror}): remove it by hand"
             ) from error
+
+
+def _check_data(found: Sequence[_Progress], command: Tune) -> None:
+    """Raise FileError where there are trials on other images than those in `--data-dir`."""
+    from firefly_cl.benchmark.runner import check_data
+
+    made = [
+        (cell, progress.search.folder, data)
+        for progress in found
+        for trial in progress.trials.values()
+        for cell, data in zip(progress.search.cells, trial.data, strict=False)
+        if data
+    ]
+    check_data(made, command.data_dir, download=command.download)
 
 
 def _check(left: Sequence[_Progress], command: Tune) -> None:
@@ -247,12 +262,14 @@ def _conclude(
     search = progress.search
     scores: list[float | None] = []
     records: list[Record] = []
+    data: list[Mapping[str, Any]] = []
     failures: list[Failure] = []
     for cell in search.cells_with(settings):
         folder = search.run_folder(number, cell.seed)
         record = None
         with contextlib.suppress(FileError):  # what damaged it is told by the failure
             record = _record(folder)
+        data.append({} if record is None else record.data)
         if record is not None:
             records.append(record)
         if record is not None and record.finished:
@@ -278,6 +295,7 @@ def _conclude(
         seconds=math.fsum(s for record in records for s in record.seconds.values()),
         versions={**versions, "optuna": metadata.version("optuna")},
         hardware=records[0].hardware if records else {},
+        data=data,
         search=search.identity(),
     )
     write_trial(trial, search.path(number))

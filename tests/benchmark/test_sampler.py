@@ -24,7 +24,7 @@ Score = Callable[[dict[str, Value]], float | None]
 
 
 def trial(number: int, settings: dict[str, Value], score: float | None) -> Trial:
-    return Trial(number, settings, score, [score], None, 0.0, {}, {}, {})
+    return Trial(number, settings, score, [score], None, 0.0, {}, {}, [], {})
 
 
 def search(score: Score, count: int, seed: int = 0) -> list[Trial]:

@@ -441,6 +441,30 @@ def test_trials_of_another_search_are_refused_and_kept(
     assert tune("--trials", "2", "--seeds", "1", "--overwrite") == (0, [])
 
 
+def test_trials_on_other_images_are_refused_and_kept(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fake scenario has other images for every seed: here, whatever seed is asked for."""
+    given = ("--data-dir", "data", "--trials", "2", "--seeds", "0,1")
+    Path("data").mkdir()
+    tune(*given)
+    before, build = told(), SCENARIOS.get("fake")
+    assert all(data["images"]["train"] for trial in trials() for data in trial.data)
+    assert tune(*given) == (0, [])
+    with monkeypatch.context() as patch:
+        patch.setitem(
+            SCENARIOS._objects,
+            "fake",
+            lambda options: build(replace(options, seed=options.seed + 9)),
+        )
+        capsys.readouterr()
+        for more in ((), ("--trials", "3"), ("--overwrite",)):
+            assert tune(*given, *more) == (2, [])
+            err = capsys.readouterr().err
+            assert f"{OUT / 'sprung'} holds a run on other images than those in data" in err
+    assert told() == before
+
+
 def test_nothing_is_discarded_before_all_is_checked(
     tune: Tune, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

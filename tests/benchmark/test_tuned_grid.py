@@ -51,7 +51,7 @@ def search(scenario: str, strategy: str, own: dict[str, Value]) -> Search:
 
 def trials(*found: tuple[dict[str, Value], float | None]) -> list[Trial]:
     return [
-        Trial(n, {**DEFAULTS, **settings}, score, [score], None, 1.0, {}, {}, {})
+        Trial(n, {**DEFAULTS, **settings}, score, [score], None, 1.0, {}, {}, [], {})
         for n, (settings, score) in enumerate(found)
     ]
 

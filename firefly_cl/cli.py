@@ -202,6 +202,7 @@ def _requests(command: TrainingCommand) -> list[tuple[str, Request, Path]]:
         validation=command.validation,
         evaluate_on=command.evaluate_on,
         class_incremental=isinstance(command, Run) and command.class_incremental,
+        image_size=command.image_size,
         epochs=command.epochs,
         batch_size=command.batch_size,
         learning_rate=command.learning_rate,

@@ -113,6 +113,8 @@ class _Training:
     """test, or validation while settings are chosen: test images are not read then."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Folder or file of the data, where the scenario needs one."""
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """Pixels of a side that images of a folder are resized to, 32 unless told."""
     download: Flag = False
     """Allow fetching missing data from the internet."""
     out: Path = Path("runs")

@@ -67,8 +67,15 @@ def cut(
 
     Label k of a task is the k-th class of its group. A class's held-out images depend on the seed
     and the class only, not on the task it falls into. Raises ConfigurationError if more first
-    tasks are asked for than there are, DataError for an empty or single-class task.
+    tasks are asked for than there are, or images of another size, DataError for an empty or
+    single-class task.
     """
+    _, channels, height, width = dataset.train_images.shape
+    if options.image_size is not None and (height, width) != (options.image_size,) * 2:
+        raise ConfigurationError(
+            f"{name} has images of {width}x{height} pixels and does not resize them: leave "
+            "image_size (--image-size) out"
+        )
     if options.first_tasks is not None and options.first_tasks > len(groups):
         raise ConfigurationError(
             f"the first {options.first_tasks} tasks were asked for, {name} has {len(groups)}: "
@@ -104,7 +111,6 @@ def cut(
             )
         )
     mean, std = statistics(dataset.train_images)
-    _, channels, height, width = dataset.train_images.shape
     shape = (channels, height, width)
     return Scenario(name, tuple(tasks), mean, std, shape, flip, cut_into=len(groups))
 

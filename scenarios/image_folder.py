@@ -65,7 +65,14 @@ def _read(root: Path, classes: list[str], size: int) -> tuple[Tensor, Tensor]:
         for path in sorted((root / name).iterdir())
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
-    images = torch.empty((len(files), 3, size, size), dtype=torch.uint8)
+    shape = (len(files), 3, size, size)
+    try:
+        images = torch.empty(shape, dtype=torch.uint8)
+    except RuntimeError as error:  # no memory for so many numbers
+        raise DataError(
+            f"{len(files)} images of {size}x{size} pixels do not fit into memory: give a smaller "
+            "image_size (--image-size)"
+        ) from error
     for index, (path, _) in enumerate(files):
         images[index] = _image(path, size)
     return images, torch.tensor([label for _, label in files], dtype=torch.int64)

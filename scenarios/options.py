@@ -27,7 +27,7 @@ class ScenarioOptions:
     """Fraction of each class's training images that is held out for validation."""
 
     image_size: int | None = None
-    """Side in pixels that image-folder resizes to; None is 32. Other scenarios do not resize."""
+    """Side in pixels that image-folder resizes to; None is 32. Others refuse what is not theirs."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:

@@ -203,6 +203,11 @@ def test_tasks_that_are_not_equal(fails: Fails) -> None:
     assert "choose n_tasks (--split-into) from 1, 2, 5" in said
 
 
+def test_images_that_are_not_resized(fails: Fails) -> None:
+    said = fails("run", "split-digits", *QUICK, "--image-size", "16")
+    assert "split-digits has images of 8x8 pixels" in said and "(--image-size) out" in said
+
+
 def test_a_class_without_images(fails: Fails) -> None:
     for folder in ("train/a", "train/b", "test/a", "test/b"):
         Path("data", folder).mkdir(parents=True)

@@ -22,6 +22,7 @@ class Cell:
     """One scenario, strategy and seed, with every setting that its result depends on.
 
     `tasks`: only the first so many are streamed; `split_into`: tasks the classes are cut into;
+    `image_size`: pixels of a side, where the scenario resizes;
     `budget`: floats a learner may hold; `recipe`: every field of `Recipe` as plain values.
     `evaluate_on`: "test", or "validation" while settings are chosen: test images are not read.
     `class_incremental`: whether tasks are also asked for without being told.
@@ -42,6 +43,7 @@ class Cell:
     options: Mapping[str, str] = field(default_factory=dict)
     evaluate_on: str = "test"
     class_incremental: bool = False
+    image_size: int | None = None
 
     def folder(self, out: Path) -> Path:
         """Where its run is kept: OUT/<scenario>/<strategy>-seed<k>."""
@@ -52,13 +54,15 @@ class Cell:
         return digest(self.as_json())
 
     def as_json(self) -> dict[str, Any]:
-        """As plain JSON values, exactly as a record gives them back; evaluation on test data, task
-        by task, the rule, goes without saying."""
+        """As plain JSON values, exactly as a record gives them back; the rule, evaluation on test
+        data, task by task, of images as large as they are, goes without saying."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
         if self.evaluate_on == "test":
             del plain["evaluate_on"]
         if not self.class_incremental:
             del plain["class_incremental"]
+        if self.image_size is None:
+            del plain["image_size"]
         return plain
 
 

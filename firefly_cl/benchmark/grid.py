@@ -35,6 +35,7 @@ OF_SCENARIO: Mapping[str, type] = {
     "validation": float,
     "evaluate-on": str,
     "class-incremental": bool,
+    "image-size": int,
 }
 """Settings that strategies which are compared must share."""
 

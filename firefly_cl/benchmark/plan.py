@@ -43,6 +43,7 @@ class Request:
     validation: float = 0.1
     evaluate_on: str = "test"
     class_incremental: bool = False
+    image_size: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -71,6 +72,7 @@ def check(request: Request) -> None:
     for option, value, least in (
         ("--tasks", request.tasks, 1),
         ("--split-into", request.split_into, 1),
+        ("--image-size", request.image_size, 1),
         ("--epochs", request.epochs, 1),
         ("--batch-size", request.batch_size, 2),
         ("--constant-width", request.constant_width, 1),
@@ -185,6 +187,7 @@ def _cell(request: Request, strategy: str, seed: int) -> Cell:
         validation=request.validation,
         evaluate_on=request.evaluate_on,
         class_incremental=request.class_incremental,
+        image_size=request.image_size,
         device=chosen_device(request.device),
         recipe=recipe_as_json(recipe),
         options=_options(request, preset, strategy),

@@ -30,7 +30,7 @@ LATENCY_COLUMN = "ms"
 """Behind FLOPs, where a record of the table tells: milliseconds of one image that comes alone, mean
 over the timed tasks, of the seeds that were timed undisturbed."""
 
-_SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on")
+_SCENARIO_SETTINGS = ("scenario", "split_into", "tasks", "validation", "evaluate_on", "image_size")
 
 
 @dataclass(frozen=True)

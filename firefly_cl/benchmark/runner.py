@@ -225,6 +225,7 @@ class Scenarios:
             cell.split_into,
             cell.validation,
             cell.evaluate_on,
+            cell.image_size,
         )
 
     def of(self, cell: Cell) -> Scenario:
@@ -240,6 +241,7 @@ class Scenarios:
                 n_tasks=cell.split_into,
                 first_tasks=cell.tasks,
                 validation=cell.validation,
+                image_size=cell.image_size,
             )
             scenario = SCENARIOS.get(cell.scenario)(options)
             if cell.evaluate_on == "validation":

@@ -180,6 +180,7 @@ def test_every_scenario_has_a_preset_that_works(scenario: str):
         ({"strategies": ("nave",)}, "did you mean 'naive'"),
         ({"backbone": "resnet-9"}, "did you mean 'resnet9'"),
         ({"tasks": 0}, "--tasks is 0"),
+        ({"image_size": 0}, "--image-size is 0"),
         ({"epochs": 0}, "--epochs is 0"),
         ({"batch_size": 1}, "--batch-size is 1"),
         ({"width": 0.0}, "--width is 0.0"),

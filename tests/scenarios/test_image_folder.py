@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from firefly_cl import cli
+from firefly_cl.benchmark.records import read_record
 from firefly_cl.errors import DataError
 from firefly_cl.scenarios import SCENARIOS, Scenario, ScenarioOptions
 
@@ -50,6 +52,26 @@ def test_tasks_of_a_tree(tree: Path) -> None:
 def test_number_of_tasks(tree: Path) -> None:
     assert len(build(tree, n_tasks=1).tasks[0].classes) == 4
     assert build(tree).image_shape == (3, 32, 32)
+
+
+def test_images_that_no_memory_holds(tree: Path) -> None:
+    with pytest.raises(DataError, match=r"22 images of 99999999x99999999 .* \(--image-size\)"):
+        build(tree, image_size=99_999_999)
+
+
+def test_the_command_line_says_how_large_images_become(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["image-folder", "--data-dir", str(tree), "--strategy", "naive", "--backbone", "mlp"]
+    numbers = {}
+    for size in ([], ["--image-size", "8"]):
+        more = ["--epochs", "1", "--threads", "1", "--out", f"out{len(size)}", *size]
+        assert cli.execute(cli._parse(["run", *common, *more])) == 0
+        record = read_record(tmp_path / f"out{len(size)}" / "image-folder" / "naive-seed0")
+        assert record.configuration.get("image_size") == (8 if size else None)
+        numbers[len(size)] = record.parameters
+    assert numbers[2] < numbers[0]
 
 
 def test_grey_images_become_rgb(tree: Path) -> None:

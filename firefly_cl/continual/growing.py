@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.model import FireflyModel, require_images
+from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.precision import Precision
@@ -103,6 +105,7 @@ class FireflyPlugin(SupervisedPlugin):
         self._held_out = _validation_of(strategy.experience)
         if self._held_out is None and self.plan.validation:
             self._hold_out(strategy)
+        model.source = self._nearest(strategy)
         if self._held_out is None and self.plan.prune_at and self.plan.prune_tolerance:
             number = getattr(strategy.experience, "current_experience", "?")
             raise ConfigurationError(
@@ -119,6 +122,17 @@ class FireflyPlugin(SupervisedPlugin):
             self._held_out = dataset.subset(sorted(order[:held])).eval()
             strategy.adapted_dataset = dataset.subset(sorted(order[held:]))
 
+    def _nearest(self, strategy: Any) -> int | None:
+        """The older task whose copies the new one begins with, where the plan leaves it to them."""
+        net = _model(strategy).net
+        if self.plan.start != "nearest" or not any(task.frozen for task in net.tasks):
+            return None
+        found = probe_accuracies(net, self._batches(strategy, strategy.adapted_dataset.eval()))
+        source = max(range(len(found)), key=found.__getitem__)
+        event = {"task": len(net.tasks), "epoch": 0, "source": source, "probe_accuracies": found}
+        self._tell(event)
+        return source
+
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Give the optimizer the newest task's parameters and nothing else."""
         net = _model(strategy).net
@@ -131,7 +145,8 @@ class FireflyPlugin(SupervisedPlugin):
         self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
         self._seconds_before = dict(self.seconds)
-        self._validation = list(self._loader(strategy)) if self._held_out is not None else []
+        held = self._held_out
+        self._validation = [] if held is None else list(self._batches(strategy, held))
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Begin the schedule of the learning rate anew after each change, if so planned."""
@@ -230,7 +245,8 @@ class FireflyPlugin(SupervisedPlugin):
     def go_on(self, strategy: Any, state: State) -> None:
         """Take up what `within_task` told."""
         _, told = state
-        self.events += told["events"]
+        task = _model(strategy).net.current
+        self.events = [event for event in self.events if event["task"] != task] + told["events"]
         for phase, spent in told["seconds"].items():
             self.seconds[phase] += spent
         self._epoch = told["epoch"]
@@ -370,19 +386,19 @@ class FireflyPlugin(SupervisedPlugin):
         net = _model(strategy).net if net is None else net
         total, right, n = 0.0, 0, 0
         with evaluation(net):
-            for batch in self._validation:
-                x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
+            for x, y in self._validation:
                 logits = net(x).float()
                 total += float(F.cross_entropy(logits, y, reduction="sum"))
                 right += int((logits.argmax(1) == y).sum())
                 n += len(y)
         return total / n, right / n
 
-    def _loader(self, strategy: Any) -> Any:
-        training = _training(strategy)
-        if training is not None:
-            return training.plain_batches(self._held_out, strategy.device)
-        return torch.utils.data.DataLoader(self._held_out, batch_size=EVALUATION_BATCH)
+    def _batches(self, strategy: Any, dataset: Any) -> Iterator[list[Tensor]]:
+        """Inputs and labels of a dataset, unaugmented, on the device of the strategy."""
+        training, loader = _training(strategy), DataLoader(dataset, batch_size=EVALUATION_BATCH)
+        batches = loader if training is None else training.plain_batches(dataset, strategy.device)
+        for batch in batches:
+            yield [part.to(strategy.device) for part in batch[:2]]
 
     def _own(self, net: FireflyNet) -> float:
         """What the newest task has by now, in the currency of growth budgets."""

@@ -25,7 +25,8 @@ class FireflyModel(MultiTaskModule):
     seed units and reads of `plan`; `tasks` says which one belongs to which label. Tasks that are
     not known yet answer zeros when Avalanche evaluates a whole stream. `budget`: floats that the
     network may hold; a task begins with fewer seed units where they would not fit. `total`: the
-    budget of all tasks, which the first one's head may use whole.
+    budget of all tasks, which the first one's head may use whole. `source`: the task of the network
+    that the next one begins with copies of, where the plan says so; none: the one before.
     """
 
     def __init__(self, net: FireflyNet, plan: Plan, seed: int = 0) -> None:
@@ -35,6 +36,7 @@ class FireflyModel(MultiTaskModule):
         self.seed = seed
         self.budget: int | None = None
         self.total: int | None = None
+        self.source: int | None = None
         self.tasks: dict[int, int] = {}
 
     @staticmethod
@@ -95,11 +97,11 @@ class FireflyModel(MultiTaskModule):
                 net.freeze()
             reads = self.plan.reads(net)
             if self.budget is None:
-                widths = self.plan.seed_widths(net)
+                widths = self.plan.seed_widths(net, self.source)
             else:
-                widths = fitting(net, classes, self.plan, reads, self.budget)
+                widths = fitting(net, classes, self.plan, reads, self.budget, self.source)
             net.begin_task(classes, widths, reads, generator)
-            inherit(net, self.plan.originals(net))
+            inherit(net, self.plan.originals(net, self.source), self.source)
         self.tasks[label] = net.current
 
     def _require_room(self, classes: int) -> None:
@@ -149,15 +151,21 @@ class FireflyModel(MultiTaskModule):
 
 
 def fitting(
-    net: FireflyNet, classes: int, plan: Plan, reads: Selection, budget: int
+    net: FireflyNet,
+    classes: int,
+    plan: Plan,
+    reads: Selection,
+    budget: int,
+    source: int | None = None,
 ) -> dict[str, int]:
     """Seed widths for the next task, made smaller together until the budget (floats) pays them.
 
     Growth keeps what one step may add, unless the task starts from copies: to cut these would undo
     growth before. A task that can have no unit of its own still gets its head, and units where
-    this would read nothing otherwise. Raises ConfigurationError where even that does not fit.
+    this would read nothing otherwise. source: as for `Plan.seed_widths`. Raises ConfigurationError
+    where even that does not fit.
     """
-    widths = plan.seed_widths(net)
+    widths = plan.seed_widths(net, source)
     left = budget - floats(net)
     keeps = plan.growth if plan.grow_at and plan.start == "random" else 0.0
     seeds = left / (1 + keeps)

@@ -17,6 +17,9 @@ from firefly_cl.growth.budget import check_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.search_space import Choice, Range, searched
 
+COPYING = ("copies", "nearest")
+"""Starts of a task from copies of an older one's units: of the one before, or of the nearest."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,8 +30,9 @@ class Plan:
     the most operations and older units serve best. shared: of the spaces, from the input on, the
     share whose older units a later task reads; behind them it has a network of its own, which
     costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
-    the units of those spaces are at first: "random", or "copies" of all those of the task before,
-    which train while the originals stay frozen.
+    the units of those spaces are at first: "random", or copies of all those of the task before
+    ("copies") or of that older task whose features tell the new classes apart best ("nearest", by
+    `probe_accuracy` on training images), which train while the originals stay frozen.
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
     step makes up for what those before it left of their budget. latency: file of the timings
     that the currency latency is read from and measured into ("": they are kept in memory, and
@@ -71,8 +75,10 @@ class Plan:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
         if not 0 <= self.shared <= 1:
             raise ConfigurationError(f"shared is {self.shared}: it must be in [0, 1]")
-        if self.start not in ("random", "copies"):
-            raise ConfigurationError(f"start {self.start!r} is unknown: use random or copies")
+        if self.start not in ("random", *COPYING):
+            raise ConfigurationError(
+                f"start {self.start!r} is unknown: use random, {' or '.join(COPYING)}"
+            )
         check_cost(self.cost)
         if self.latency and self.cost != "latency":
             raise ConfigurationError(
@@ -89,14 +95,18 @@ class Plan:
         if self.prune_tolerance is not None:
             self.prune_tolerance.check(self.gates)
 
-    def seed_widths(self, net: FireflyNet) -> dict[str, int]:
-        """Seed units of each growable space for the next task of `net`, at least one each."""
+    def seed_widths(self, net: FireflyNet, source: int | None = None) -> dict[str, int]:
+        """Seed units of each growable space for the next task of `net`, at least one each.
+
+        source: the task that copies are of, the newest unless told.
+        """
+        source = net.current if source is None else source
         finest = max(node.size for node in net.nodes)
         shared = self._shared_spaces(net)
         widths = {}
         for name in net.growable_spaces():
-            if self.start == "copies" and name not in shared:
-                widths[name] = max(1, net.spaces[name].width(net.current))
+            if self.start in COPYING and name not in shared:
+                widths[name] = max(1, net.spaces[name].width(source))
                 continue
             share = self.seed if name in shared else self.private
             if any(node.size == finest for node in net.producers(name)):
@@ -113,13 +123,17 @@ class Plan:
             for name, space in net.spaces.items()
         }
 
-    def originals(self, net: FireflyNet) -> dict[str, Tensor]:
-        """Units of the task before that those of the newest task of `net` start from, by space."""
-        if self.start != "copies":
+    def originals(self, net: FireflyNet, source: int | None = None) -> dict[str, Tensor]:
+        """Units of an older task that those of the newest task of `net` start from, by space.
+
+        source: their owner, the task before unless told.
+        """
+        if self.start not in COPYING:
             return {}
         shared, task = self._shared_spaces(net), net.current
+        source = task - 1 if source is None else source
         return {
-            name: net.spaces[name].owned(task - 1)[: net.spaces[name].width(task)]
+            name: net.spaces[name].owned(source)[: net.spaces[name].width(task)]
             for name in net.growable_spaces()
             if name not in shared
         }

@@ -1,4 +1,4 @@
-"""Starting a task from what the task before it has learnt: copies that train, frozen originals."""
+"""Starting a task from what an older one has learnt: copies that train, frozen originals."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from firefly_cl.network.space import Selection, positions
 
 
 @torch.no_grad()
-def inherit(net: FireflyNet, units: Selection) -> None:
-    """Let own units of the newest task start as copies of units that the task before owns.
+def inherit(net: FireflyNet, units: Selection, source: int | None = None) -> None:
+    """Let own units of the newest task start as copies of units that an older one owns.
 
-    units: numbers of the originals by space, ascending; the k-th own unit of a space becomes the
-    copy of the k-th. Copies read the copies of what their originals read, or else the originals
-    themselves as far as the task reads these, so that features do not change where everything
-    is at hand; other own units of the task are not read by copies yet. Heads stay as they are.
-    Raises EditError for units that the task before does not own, or more than the newest has.
+    source: the owner, the task before unless told. units: numbers of the originals by space,
+    ascending; the k-th own unit of a space becomes the copy of the k-th. Copies read the copies of
+    what their originals read, or else the originals themselves as far as the task reads these, so
+    that features do not change where everything is at hand; other own units of the task are not
+    read by copies yet. Heads stay as they are.
+    Raises EditError for units that the owner does not own, or more than the newest has.
     """
-    task, before = net.current, net.current - 1
-    if net.tasks[task].frozen or before < 0:
+    task, before = net.current, net.current - 1 if source is None else source
+    if net.tasks[task].frozen or not 0 <= before < task:
         raise EditError(f"task {task} cannot inherit: begin a task after a frozen one first")
     none = torch.zeros(0, dtype=torch.int64)
     originals = {name: units.get(name, none) for name in net.spaces}
@@ -40,19 +41,19 @@ def inherit(net: FireflyNet, units: Selection) -> None:
     }
     for name, layer in net.layers.items():
         if isinstance(layer, GrowableNorm):
-            _inherit_norm(net, layer, originals, copies)
+            _inherit_norm(net, layer, before, originals, copies)
         elif isinstance(layer, GrowableLayer) and not layer.is_head and layer.block(before):
-            _inherit_rows(net, name, layer, originals, copies)
+            _inherit_rows(net, name, layer, before, originals, copies)
     net.forget_plans()
 
 
 def _inherit_norm(
-    net: FireflyNet, norm: GrowableNorm, originals: Selection, copies: Selection
+    net: FireflyNet, norm: GrowableNorm, before: int, originals: Selection, copies: Selection
 ) -> None:
-    block, source = norm.block(net.current), norm.block(net.current - 1)
+    block, source = norm.block(net.current), norm.block(before)
     if block is None or source is None:
         return
-    there = positions(norm.writes, net.owned_units(net.current - 1), originals)[0]
+    there = positions(norm.writes, net.owned_units(before), originals)[0]
     here = positions(norm.writes, net.owned_units(net.current), copies)[0]
     values, found = block.state_dict(), source.state_dict()
     for key, value in values.items():
@@ -60,9 +61,14 @@ def _inherit_norm(
 
 
 def _inherit_rows(
-    net: FireflyNet, name: str, layer: GrowableLayer, originals: Selection, copies: Selection
+    net: FireflyNet,
+    name: str,
+    layer: GrowableLayer,
+    before: int,
+    originals: Selection,
+    copies: Selection,
 ) -> None:
-    task, before = net.current, net.current - 1
+    task = net.current
     block, source = own_block(net, name), layer.block(before)
     assert source is not None
     device = block.from_own.device

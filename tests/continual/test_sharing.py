@@ -70,5 +70,5 @@ def test_copies_start_the_spaces_that_are_not_shared() -> None:
     assert all(widths[name][1] == widths[name][0] for name in names[3:])
     assert all(widths[name][1] < widths[name][0] for name in names[:3])
     assert Plan().originals(net) == {}
-    with pytest.raises(ConfigurationError, match="use random or copies"):
+    with pytest.raises(ConfigurationError, match="use random, copies or nearest"):
         Plan(start="copy")

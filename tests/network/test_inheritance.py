@@ -1,4 +1,4 @@
-"""A task that starts from copies of the task before has its features, and leaves it as it is."""
+"""A task that starts from copies of an older one has its features, and leaves it as it is."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def originals(net: FireflyNet, shared: int = 0) -> dict[str, torch.Tensor]:
 
 
 def same_head(net: FireflyNet) -> None:
-    """Give the newest task the head of the one before, on the copies."""
+    """Give the newest task the head of the first, on the copies."""
     (node,) = (node for node in net.nodes if node.kind == "head")
     layer = net.layers[node.name]
-    new, old = layer.block(1), layer.block(0)
+    new, old = layer.block(net.current), layer.block(0)
     with torch.no_grad():
         new.from_own.copy_(old.from_own)
         new.bias.copy_(old.bias)
@@ -47,6 +47,22 @@ def test_copies_of_everything_have_the_features_of_the_task_before(name: str) ->
     assert torch.equal(after[0], before)
     torch.testing.assert_close(after[1], before)
     assert not any(len(net.tasks[1].reads[space]) for space in net.growable_spaces())
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_copies_may_be_of_a_task_further_back(name: str) -> None:
+    net = chain(name)
+    before = answers(net, images())
+    none = torch.zeros(0, dtype=torch.int64)
+    begin(net, 3, 4, {space: none for space in net.growable_spaces()}, seed=8)
+    inherit(net, originals(net), 0)
+    same_head(net)
+    after = answers(net, images())
+    assert torch.equal(after[0], before[0]) and torch.equal(after[1], before[1])
+    torch.testing.assert_close(after[2], before[0])
+    for source in (2, -1):
+        with pytest.raises(EditError, match="cannot inherit"):
+            inherit(net, originals(net), source)
 
 
 @pytest.mark.parametrize("name", VARIED)

@@ -18,7 +18,6 @@ from firefly_cl.continual.learner import Setup
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.growth import CRITERIA
 from firefly_cl.network import FireflyNet, extract, graph, trace
-from firefly_cl.registry import Registry
 from firefly_cl.scenarios import SCENARIOS, Augmentation, ScenarioOptions
 from firefly_cl.search_space import Range, space_of
 from firefly_cl.zoo import BACKBONES
@@ -38,7 +37,6 @@ QUICK = Recipe(epochs=5, batch_size=32, augmentation=Augmentation(0, False), pre
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The page's files where their packages look, for the time of a test."""
     modules = set(sys.modules)
-    registries: list[Registry] = []
     for name, (package, registry, _) in PLACES.items():
         folder = tmp_path / Path(name).parent
         folder.mkdir(parents=True)
@@ -47,11 +45,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         monkeypatch.setattr(
             package.__spec__, "submodule_search_locations", list(package.__path__), raising=True
         )
-        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
         registry.__dict__.pop("_files", None)
-        registries.append(registry)
     yield
-    for registry in registries:
+    for _, registry, name in PLACES.values():  # what else was imported meanwhile stays
+        registry._objects.pop(name, None)
+        registry._options.pop(name, None)
         registry.__dict__.pop("_files", None)
     shown = {Path(path).stem for path in PLACES}
     for module in set(sys.modules) - modules:

@@ -1,4 +1,4 @@
-"""Net2Net: copies of units drawn by chance, which share the outgoing weights of their unit."""
+"""Net2Net: copies of units and identity layers at places drawn by chance; no function changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from firefly_cl.growth.budget import Budget, Candidate, room_to_double, step_cos
 from firefly_cl.growth.candidates import by_unit, unit_lengths
 from firefly_cl.growth.criterion import Autocast, Growth, Loss, open_spaces
 from firefly_cl.network import FireflyNet
-from firefly_cl.network.edits import replicate
+from firefly_cl.network.deeper import deeper_places
+from firefly_cl.network.edits import insert, replicate
 from firefly_cl.network.rebuild import Edit
 from firefly_cl.network.rows import drawn_rows, own_block, own_channels
 
@@ -24,19 +25,24 @@ from firefly_cl.network.rows import drawn_rows, own_block, own_channels
 @CRITERIA.register("net2net")
 @dataclass(frozen=True)
 class Net2Net:
-    """Net2WiderNet (Chen, Goodfellow, Shlens 2016, arXiv 1511.05641), wider only.
+    """Net2WiderNet and Net2DeeperNet (Chen, Goodfellow, Shlens 2016, arXiv 1511.05641).
 
     The units to copy are drawn with replacement, among the newest task's own; m copies of a unit
     have 1/m of its outgoing weights each. noise: norm of what is added to a copy's incoming rows,
     as a share of theirs, so that copies part in training; with 0 no function changes at all.
+    depths: hidden units that an identity layer may have, at each place where one could be inserted
+    (0: none is); which there are is drawn together with the copies. The layer is z + h(z), h with
+    outgoing weights of zero (`insert`), where the paper has the identity as a kernel: it is one
+    behind any activation, and writes to the task's own channels alone.
     """
 
     noise: float = 0.01
+    depths: int = 0
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for a noise that cannot work."""
-        if not self.noise >= 0:
-            raise ConfigurationError("noise of net2net must be 0 or more")
+        """Raise ConfigurationError for values that cannot work."""
+        if not (self.noise >= 0 and self.depths >= 0):
+            raise ConfigurationError("noise and depths of net2net must be 0 or more")
 
     def grow(
         self,
@@ -49,25 +55,44 @@ class Net2Net:
         validation: Sequence[Any] = (),
     ) -> Growth:
         """One growth step; raises EditError and leaves `net` as it was then."""
-        costs = open_spaces(net, budget)
-        kept = self.draw(net, costs, budget, generator)
+        places = deeper_places(net) if self.depths else []
+        kept = self.draw(net, places, budget, generator)
         chosen: dict[str, list[int]] = {}
         for candidate in kept:
             chosen.setdefault(candidate.space, []).append(candidate.unit)
-        edits = [self._copy(net, space, units, generator) for space, units in chosen.items()]
+        edits = [
+            self._copy(net, space, chosen[space], generator)
+            for space in chosen
+            if space not in places
+        ]
+        edits += [
+            insert(net, place, len(chosen[place]), generator=generator)
+            for place in places
+            if place in chosen
+        ]
         return Growth(edits, kept)
 
     def draw(
-        self, net: FireflyNet, costs: dict[str, float], budget: Budget, generator: torch.Generator
+        self, net: FireflyNet, places: Sequence[str], budget: Budget, generator: torch.Generator
     ) -> list[Candidate]:
-        """Units to copy, as far as the budget goes; raises NothingToGrow where there is none."""
-        room = room_to_double(net, list(costs))
-        widths = {space: net.spaces[space].width(net.current) for space in costs}
+        """Units to copy and hidden units of layers behind `places`, as far as the budget goes.
+
+        Raises EditError, NothingToGrow where the task has no units of its own.
+        """
+        costs = open_spaces(net, budget, places)
+        spaces = [name for name in costs if name not in places]
+        room = room_to_double(net, spaces) | dict.fromkeys(places, self.depths)
+        widths = {space: net.spaces[space].width(net.current) for space in spaces}
         pool = [
             Candidate("copy", space, unit, 0.0, costs[space])
             for space, width in widths.items()
             if width
             for unit in torch.randint(width, (room[space],), generator=generator).tolist()
+        ]
+        pool += [
+            Candidate("deeper", place, unit, 0.0, costs[place])
+            for place in places
+            for unit in range(self.depths)
         ]
         if not pool:
             raise NothingToGrow(

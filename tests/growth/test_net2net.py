@@ -22,19 +22,27 @@ from growing_nets import (
 from torch import Tensor
 
 from firefly_cl.errors import EditError, NothingToGrow
-from firefly_cl.growth.budget import Budget
+from firefly_cl.growth.budget import Budget, own_cost
 from firefly_cl.growth.criterion import Growth
 from firefly_cl.growth.net2net import Net2Net
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.deeper import deeper_places
 from firefly_cl.network.edits import replicate
 from firefly_cl.network.rebuild import migrate
 
 
-def copied(net: FireflyNet, noise: float, amount: int = 1000, seed: int = 0) -> Growth:
+def copied(
+    net: FireflyNet,
+    noise: float,
+    amount: int = 1000,
+    seed: int = 0,
+    depths: int = 0,
+    cost: str = "units",
+) -> Growth:
     def unseen(model: object, batch: object) -> Tensor:
         raise AssertionError("net2net has no need of the loss")
 
-    return Net2Net(noise).grow(net, [], unseen, Budget(amount), seeded(seed))
+    return Net2Net(noise, depths).grow(net, [], unseen, Budget(amount, cost), seeded(seed))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -101,6 +109,37 @@ def test_the_optimizer_follows_copies() -> None:
         migrate(optimizer, edit)
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in net.trainable()}
     train_steps(net, x, y, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_identity_layers_are_drawn_with_the_copies_and_train(name: str) -> None:
+    net = two_tasks(name)
+    places, spaces, units = deeper_places(net), len(net.growable_spaces()), net.units()
+    x, y = images(12), torch.arange(12) % 4
+    before = answers(net, x)
+    optimizer = train_steps(net, x, y, steps=0)
+    growth = copied(net, 0.0, depths=2)
+    assert growth.by_kind() == {"copy": 2 * spaces, "deeper": 2 * len(places)}
+    assert places and net.units() - units == len(growth.kept)
+    after = answers(net, x)
+    assert torch.equal(after[0], before[0])
+    assert close(after, before)
+    for edit in growth.edits:
+        migrate(optimizer, edit)
+    train_steps(net, x, y, optimizer=optimizer, steps=2)
+    trained = answers(net, x)
+    assert torch.equal(trained[0], before[0]) and not close(trained, before)
+    for place in places:
+        written = net.layers[f"{place}_deeper1_out"].block(1).from_own  # type: ignore[operator,union-attr]
+        assert written.any()
+
+
+def test_a_budget_is_shared_by_copies_and_layers() -> None:
+    net = net_of("resnet9")
+    before = own_cost(net, "parameters")
+    growth = copied(net, 0.0, amount=3000, depths=4, cost="parameters")
+    assert set(growth.by_kind()) == {"copy", "deeper"}
+    assert 2000 < own_cost(net, "parameters") - before <= 3000
 
 
 def test_a_task_without_units_has_nothing_to_copy() -> None:

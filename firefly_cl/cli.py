@@ -157,7 +157,7 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     for option, number in (("threads", threads), ("workers", command.workers)):
         if number < 1:
             raise ConfigurationError(f"--{option} is {number}: give 1 or more")
-    from firefly_cl.benchmark.folders import check_writable
+    from firefly_cl.benchmark.folders import check_writable, is_finished
     from firefly_cl.benchmark.placement import local_processes
 
     check_writable(command.out)
@@ -167,7 +167,6 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
     check_device(command.device)
     for _, request, _ in runs:
         check_options(request)
-        check_settings(request)
 
     from firefly_cl.benchmark.display import Display
     from firefly_cl.benchmark.runner import Planned, run_cells, run_in_processes
@@ -177,6 +176,9 @@ def _train(command: TrainingCommand, outcomes: list[Outcome]) -> int:
         for title, request, out in runs
         for cell in cells_of(request)
     ]
+    check_settings(
+        each.cell for each in plan if command.overwrite or not is_finished(each.cell, each.folder)
+    )
     common: dict[str, Any] = {
         name: getattr(command, name) for name in ("data_dir", "download", "overwrite", "save_every")
     }

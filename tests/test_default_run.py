@@ -14,11 +14,21 @@ import pytest
 from firefly_cl.benchmark.records import read_record
 
 STRATEGIES = ("firefly", "naive", "ewc", "replay")
+LIGHT = """
+import sys
+from firefly_cl import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    assert "avalanche" not in sys.modules, "it takes seconds to load"
+"""
+"""The command, where it has no need of Avalanche."""
 
 
-def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def shell(*arguments: str, cwd: Path, light: bool = False) -> subprocess.CompletedProcess[str]:
+    program = ("-c", LIGHT) if light else ("-m", "firefly_cl.cli")
     return subprocess.run(
-        [sys.executable, "-m", "firefly_cl.cli", *arguments],
+        [sys.executable, *program, *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -65,13 +75,13 @@ def test_firefly_remembers_to_the_bit(run: tuple[Path, str]) -> None:
     for j in range(5):
         assert len({record.accuracy[i][j] for i in range(j, 5)}) == 1
     assert record.growth_events
-    done = shell("verify", str(folder), cwd=run[0])
+    done = shell("verify", str(folder), cwd=run[0], light=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and "5 of 5 tasks bit-equal" in done.stdout
 
 
 def test_a_finished_run_is_not_repeated(run: tuple[Path, str]) -> None:
     started = time.monotonic()
-    done = shell("run", "--threads", "1", "--json", cwd=run[0])
+    done = shell("run", "--threads", "1", "--json", cwd=run[0], light=True)
     assert done.returncode == 0 and time.monotonic() - started < 60
     assert all(run["skipped"] for run in json.loads(done.stdout.splitlines()[-1])["runs"])

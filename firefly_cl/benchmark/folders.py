@@ -54,6 +54,14 @@ def finished_record(cell: Cell, folder: Path) -> Record | None:
     return record if record.finished else None
 
 
+def is_finished(cell: Cell, folder: Path) -> bool:
+    """Whether `folder` holds a finished run of this very cell, whose settings need no check."""
+    try:
+        return finished_record(cell, folder) is not None
+    except FileError:  # told where it is to be run
+        return False
+
+
 def unfinished_record(folder: Path) -> Record | None:
     """The record of a run in `folder` that goes on: some tasks are done, or a part of the first."""
     record = newest_record(folder)

@@ -82,8 +82,9 @@ class Grid:
             by_strategy = []
             for entry in entries:
                 try:
-                    check_settings(entry.request)
-                    by_strategy.append(cells_of(entry.request))
+                    cells = cells_of(entry.request)
+                    check_settings(cells)
+                    by_strategy.append(cells)
                 except ConfigurationError as error:
                     raise _at(self.path, entry.scenario, entry.strategy, error) from error
             for of_seed in zip(*by_strategy, strict=True):

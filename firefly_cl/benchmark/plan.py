@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -103,22 +103,22 @@ def check(request: Request) -> None:
         )
 
 
-def check_settings(request: Request) -> None:
+def check_settings(cells: Iterable[Cell]) -> None:
     """Raise ConfigurationError for what a strategy or growth criterion does not take; loads torch.
 
-    Of strategies that tell their options; what others take shows when they are built.
+    Of strategies that tell their options; what others take shows when they are built. Where no
+    option is set nothing is loaded to check it: strategies load Avalanche, which takes seconds.
     """
     from firefly_cl.continual import STRATEGIES
     from firefly_cl.continual.learner import read_options
     from firefly_cl.continual.plan import plan_of
     from firefly_cl.growth.criterion import criterion_of
 
-    for cell in cells_of(request):
-        kind = STRATEGIES.options(cell.strategy)
+    for cell in cells:
         if cell.strategy == GROWING:
             plan = plan_of(cell.options)
             criterion_of(plan.criterion, plan.settings)
-        elif kind is not None:
+        elif cell.options and (kind := STRATEGIES.options(cell.strategy)) is not None:
             read_options(cell.options, kind)
 
 
@@ -135,16 +135,23 @@ def check_options(request: Request) -> None:
             f"--budget is for {GROWING}, and {', '.join(request.strategies)} cannot keep to one: "
             "leave --budget out"
         )
+    for_all = {
+        name: value
+        for name, value in parse_pairs(request.options, "--option").items()
+        if "." not in name
+    }
+    if not for_all:
+        return
     kinds = {strategy: STRATEGIES.options(strategy) for strategy in request.strategies}
     known = {
         strategy: [each.name for each in fields(kind)]
         for strategy, kind in kinds.items()
         if kind is not None
     }
-    for name, value in parse_pairs(request.options, "--option").items():
+    for name, value in for_all.items():
         owners = [strategy for strategy, names in known.items() if _spelt(name) in names]
         for strategy, names in known.items():
-            if "." in name or strategy in owners or (names and not owners):
+            if strategy in owners or (names and not owners):
                 continue
             lacks = f"has no option {name!r}" if names else "has no options"
             if not owners:

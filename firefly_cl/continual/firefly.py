@@ -20,10 +20,11 @@ from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.answer import answer
-from firefly_cl.continual.learner import SCHEMA, Logits, Setup
+from firefly_cl.continual.learner import SCHEMA, Setup
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import Options, Plan, plan_of
+from firefly_cl.continual.saved_network import WEIGHTS
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import FileError
@@ -35,7 +36,6 @@ from firefly_cl.network.readings import Reading, readings
 from firefly_cl.scenarios import images_of
 from firefly_cl.zoo import BACKBONES
 
-WEIGHTS = "model.safetensors"
 TIMINGS = "latency.json"
 
 
@@ -218,19 +218,6 @@ class FireflyLearner:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def load(folder: Path) -> Logits:
-    """The saved network as a function (task, uint8 images) -> logits; raises FileError."""
-    net, extra = load_net(folder / WEIGHTS)
-    try:
-        inputs = {key: tuple(extra[key]) for key in ("image_shape", "mean", "std")}
-        mirrored = bool(extra.get("mirrored", False))
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{folder / WEIGHTS} says nothing of its inputs: train again") from error
-    return lambda task, images: answer(
-        net, lambda x: net(x, task), images, **inputs, mirrored=mirrored
-    )
 
 
 @STRATEGIES.register("firefly", options=Options)

@@ -33,7 +33,7 @@ SCHEMA = 1
 """Version of model.json; a larger one is refused."""
 
 MODEL_KINDS = {
-    "firefly": "firefly_cl.continual.firefly",
+    "firefly": "firefly_cl.continual.saved_network",
     "multihead": "firefly_cl.baselines.headed",
     "individual": "firefly_cl.baselines.headed",
     "packed": "firefly_cl.baselines.packed",

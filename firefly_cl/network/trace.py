@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from traceback import StackSummary
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ from firefly_cl.network.tracing import (
 
 class _Tracer(fx.Tracer):
     record_stack_traces = True
+
+    def _filter_traceback_frames(self, user_stack_summary: StackSummary) -> StackSummary:
+        """Frames from the model's forward on; `site` passes over those of torch.
+
+        torch's own filter loads its compiler to know them: seconds of every process that traces.
+        """
+        names = [frame.name for frame in user_stack_summary]
+        first = names.index("forward") if "forward" in names else len(names)
+        return StackSummary.from_list(user_stack_summary[first:])
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in MODULE_RULES or super().is_leaf_module(m, module_qualified_name)

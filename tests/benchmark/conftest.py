@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
+from blank_pictures import blank_pictures
 from stopped_runs import interrupted, run
 
-from firefly_cl.benchmark import drawing
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual.firefly import FireflyLearner
 
 
-@pytest.fixture(scope="module")
-def blank_pictures() -> Iterator[None]:
-    """Events hold blank pictures: to draw those of a tiny run takes as long as to train it."""
+@pytest.fixture(scope="module", name="blank_pictures")
+def blank_pictures_of_a_module() -> Iterator[None]:
+    """Events of a module's runs hold blank pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_widths", "draw_network"):
-            patch.setattr(drawing, name, lambda *_: Figure(figsize=(1, 1)))
+        blank_pictures(patch.setattr)
         yield
 
 

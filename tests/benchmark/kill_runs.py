@@ -1,4 +1,4 @@
-"""Runs cells in children of one process that has loaded everything, and lets them die.
+"""Runs cells in children of one process that has run them before, and lets them die.
 
 kill_runs.py kills FOLDER SEED KILLS: at random moments, by SIGKILL.
 kill_runs.py disk FOLDER KILOBYTES STEP: on a disk that is full, and grows by a step each time.
@@ -6,7 +6,6 @@ kill_runs.py disk FOLDER KILOBYTES STEP: on a disk that is full, and grows by a 
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
@@ -20,15 +19,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from blank_pictures import blank_pictures
 
 from firefly_cl.benchmark.configuration import Cell
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.failures import read_failure
 from firefly_cl.benchmark.folders import SNAPSHOT_NAME
 from firefly_cl.benchmark.records import read_record
-from firefly_cl.benchmark.runner import Scenarios
 from firefly_cl.benchmark.worker import perform
-from firefly_cl.continual import STRATEGIES
 
 FIREFLY = Cell(
     "split-digits",
@@ -71,6 +69,12 @@ def child(cell: Cell, folder: Path, tell: Callable[[News], None], save_every: fl
         os._exit(0)
 
 
+def run_whole(cell: Cell, folder: Path) -> None:
+    """Run `cell` here, to its end."""
+    folder.mkdir(parents=True)
+    perform(Job(cell, folder, threads=1), silent)
+
+
 def silent(news: News) -> None:
     """Tell nobody."""
 
@@ -95,7 +99,7 @@ def kills(folder: Path, seed: int, number: int) -> dict[str, object]:
         ended[cell.strategy] = []
         whole = folder / f"{cell.strategy}-whole"
         began = time.monotonic()
-        os.waitpid(child(cell, whole, silent), 0)
+        run_whole(cell, whole)
         a_task = (time.monotonic() - began) / (cell.tasks or 1)
         attempt = 0
         while len(ended[cell.strategy]) < number:
@@ -146,7 +150,7 @@ def kill(
 def disk(folder: Path, kilobytes: int, step: int) -> dict[str, object]:
     """Run on a disk of so many kilobytes, grown until it is enough; what was told each time."""
     whole, small, full = (folder / name for name in ("whole", "small", "full"))
-    os.waitpid(child(FIREFLY, whole, silent), 0)
+    run_whole(FIREFLY, whole)
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "x", small], check=True)
     told: list[dict[str, object]] = []
@@ -171,10 +175,9 @@ def disk(folder: Path, kilobytes: int, step: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for cell in (FIREFLY, REPLAY):  # the children should not have to load what a cell needs
-        Scenarios(None, False).of(cell).benchmark()
-        STRATEGIES.get(cell.strategy)
-    importlib.import_module("torch.utils.tensorboard")
+    blank_pictures()
     what, where, *numbers = sys.argv[1:]
+    for cell in (FIREFLY, REPLAY):  # the children should not have to load what a run needs
+        run_whole(cell, Path(where) / f"{cell.strategy}-first")
     asked = {"kills": kills, "disk": disk}[what]
     print(json.dumps(asked(Path(where), *map(int, numbers))))

@@ -308,7 +308,7 @@ def test_settings_of_a_criterion_are_options_of_what_grows():
         settings=("steps=3", "rate=0.5", "gradmax.rate=0.25"),
     )
     check(asked)
-    check_settings(asked)
+    check_settings(cells_of(asked))
     firefly, naive = cells_of(asked)[:2]
     preset = preset_of("split-digits").of("firefly").options
     assert firefly.options == {
@@ -338,7 +338,7 @@ def test_settings_of_a_criterion_are_options_of_what_grows():
 )
 def test_bad_settings_of_a_criterion_are_refused(setting: str, says: str):
     with pytest.raises(ConfigurationError) as caught:
-        check_settings(replace(REQUEST, strategies=("firefly",), settings=(setting,)))
+        check_settings(cells_of(replace(REQUEST, strategies=("firefly",), settings=(setting,))))
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from growing_streams import RECIPE, answers, growing, stream_of
 
+from firefly_cl import cli
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual.plan import Plan
 
@@ -43,22 +41,13 @@ def test_each_task_grows_and_the_first_stays_to_the_bit(name: str) -> None:
     assert name == "firefly-split" or all(kept)
 
 
-def test_the_command_line_takes_a_criterion(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "firefly_cl.cli", "run", "split-digits"),
-            *("--strategy", "firefly", "--option", "criterion=uniform"),
-            *("--tasks", "2", "--epochs", "2", "--threads", "1", "--json"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    (run,) = json.loads(done.stdout.splitlines()[-1])["runs"]
+def test_the_command_line_takes_a_criterion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "split-digits", "--strategy", "firefly", "--option", "criterion=uniform"]
+    arguments += ["--tasks", "2", "--epochs", "2", "--threads", "1", "--json"]
+    assert cli.execute(cli._parse([*arguments, "--out", str(tmp_path)])) == 0
+    (run,) = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
     assert run["average_forgetting"] == 0
     (record,) = [path.parent for path in tmp_path.rglob("record.json")]
     events = read_record(record).growth_events

@@ -32,6 +32,8 @@ _CAPTIONS = {
     "size": "Floats needed to answer every task learnt so far.",
     "widths": "Units of each layer, coloured by the task that brought them.",
     "reuse": "Of each owner's units, how many the task's own units and its head read.",
+    "nearest": "How well a linear probe on each older task's features tells a new task's training "
+    "images apart; framed: the older task whose units were copied.",
     "rounds-flops": "The same against the operations of one image.",
     "rounds": "Validation accuracy before each growth step and at the end, against the size then; "
     "bands are a standard deviation over seeds, left out where there are many lines.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,29 @@ def reuse(group: ScenarioSummary, size: Size) -> Figure | None:
     return _heat_maps(matrices, len(group.tasks()), size, maps)
 
 
+def nearest_tasks(group: ScenarioSummary, size: Size) -> Figure | None:
+    """What older tasks' features tell of each task's classes, of the first seed; None unasked."""
+    tasks = len(group.tasks())
+    matrices, chosen = {}, {}
+    for summary in group.summaries:
+        events = [e for e in summary.records[0].growth_events if "probe_accuracies" in e]
+        if events:
+            rows = [[_NAN] * tasks for _ in range(tasks)]
+            for event in events:
+                found = [100 * accuracy for accuracy in event["probe_accuracies"]]
+                rows[event["task"]][: len(found)] = found
+            matrices[summary.label] = rows
+            chosen[summary.label] = [(event["task"], event["source"]) for event in events]
+    if not matrices:
+        return None
+    known = [v for matrix in matrices.values() for row in matrix for v in row if v == v]
+    label = "accuracy of a probe on its features (%)"
+    maps = _HeatMaps(
+        "task", "older task", label, math.floor(min(known)), math.floor(max(known)) + 1
+    )
+    return _heat_maps(matrices, tasks, size, maps, chosen)
+
+
 def layer_widths(group: ScenarioSummary, size: Size) -> Figure | None:
     """Units of each layer by the task that owns them, of the first seed; None if nobody grows."""
     growing = [
@@ -221,6 +245,7 @@ FIGURES: Mapping[str, tuple[str, Draw]] = {
     "size": ("Size over tasks", size_over_tasks),
     "widths": ("Layer widths by owner task", layer_widths),
     "reuse": ("Older units that each task reads", reuse),
+    "nearest": ("Older task that each task began as a copy of", nearest_tasks),
     "rounds": ("Accuracy against size, round by round", accuracy_over_floats),
     "rounds-flops": ("Accuracy against operations, round by round", accuracy_over_flops),
 }
@@ -303,9 +328,16 @@ class _HeatMaps:
 
 
 def _heat_maps(
-    matrices: Mapping[str, Sequence[Sequence[float]]], tasks: int, size: Size, maps: _HeatMaps
+    matrices: Mapping[str, Sequence[Sequence[float]]],
+    tasks: int,
+    size: Size,
+    maps: _HeatMaps,
+    framed: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> Figure:
-    """One square panel for each label, task against task; NaN is left blank."""
+    """One square panel for each label, task against task; NaN is left blank.
+
+    `framed`: (down, across) of tiles with a frame.
+    """
     rows = -(-len(matrices) // size.panels)
     columns = -(-len(matrices) // rows)
     side = min(size.width / columns, 2.4)
@@ -327,6 +359,10 @@ def _heat_maps(
             )
             if tasks <= 6:
                 _annotate(axes, values, maps.low, maps.high)
+            for down, across in (framed or {}).get(label, ()):
+                frame = Rectangle((across, down), 1, 1, fill=False, linewidth=1.4)
+                frame.set_edgecolor(SERIES[1])
+                axes.add_patch(frame)
             _task_ticks(axes.xaxis, tasks, offset=0.5)
             _task_ticks(axes.yaxis, tasks, offset=0.5)
             axes.invert_yaxis()

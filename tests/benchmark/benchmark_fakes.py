@@ -209,7 +209,17 @@ def record(
         parameters_by_task=sizes,
         bytes_by_task=[4 * n for n in sizes],
         seconds={"train": 100.0 + seed, "grow": 10.0 if grows else 0.0, "test": 1.0},
-        growth_events=[],
+        growth_events=[
+            {
+                "task": t,
+                "epoch": 0,
+                "source": t // 2,
+                "probe_accuracies": [0.3 + 0.6 / (1 + abs(t // 2 - o)) for o in range(t)],
+            }
+            for t in range(1, n_tasks)
+        ]
+        if grows
+        else [],
         reuse=[[3 * (t + o) if o < t else 0 for o in range(n_tasks)] for t in range(n_tasks)]
         if grows
         else [],

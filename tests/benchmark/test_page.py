@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from benchmark_fakes import record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
 
 from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.page import write_page
@@ -127,6 +128,17 @@ def test_a_learner_that_answers_only_at_the_end_is_one_point():
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [50.0])
 
 
+def test_the_nearest_older_tasks_are_framed():
+    figure = plots.nearest_tasks(group(4, 1), plots.WIDE)
+    assert figure is not None
+    panel = figure.axes[0]
+    frames = [patch.get_xy() for patch in panel.patches if isinstance(patch, Rectangle)]
+    assert frames == [(0, 1), (1, 2), (1, 3)]
+    drawn = panel.collections[0].get_array()
+    assert [float(drawn[down, across]) for across, down in frames] == pytest.approx([90.0] * 3)
+    assert bool(drawn.mask[0].all()) and bool(drawn.mask[2, 2])  # no older task than the first
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="--html"):
@@ -139,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
 def test_no_labels_overlap(name: str, size: plots.Size, tasks: int, strategies: int):
     figure = plots.FIGURES[name][1](group(tasks, strategies), size)
     if figure is None:
-        assert (name in ("widths", "reuse") and tasks == 1) or name.startswith("rounds")
+        assert (name in ("widths", "reuse", "nearest") and tasks == 1) or name.startswith("rounds")
         return
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -32,7 +32,8 @@ class Plan:
     costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
     the units of those spaces are at first: "random", or copies of all those of the task before
     ("copies") or of that older task whose features tell the new classes apart best ("nearest", by
-    `probe_accuracy` on training images), which train while the originals stay frozen.
+    `probe_accuracy` on training images), which train while the originals stay frozen. anchored:
+    whether their weight decay goes to where they began, and not to zero (see `Anchor`).
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
     step makes up for what those before it left of their budget. latency: file of the timings
     that the currency latency is read from and measured into ("": they are kept in memory, and
@@ -53,6 +54,7 @@ class Plan:
     shared: float = 1.0
     private: float = 0.5
     start: str = "random"
+    anchored: bool = False
     growth: float = 0.25
     cost: str = "parameters"
     latency: str = ""
@@ -78,6 +80,10 @@ class Plan:
         if self.start not in ("random", *COPYING):
             raise ConfigurationError(
                 f"start {self.start!r} is unknown: use random, {' or '.join(COPYING)}"
+            )
+        if self.anchored and self.start not in COPYING:
+            raise ConfigurationError(
+                f"anchored copies need some, and start is {self.start}: use {' or '.join(COPYING)}"
             )
         check_cost(self.cost)
         if self.latency and self.cost != "latency":
@@ -156,6 +162,7 @@ class Options:
     shared: float = Plan.shared
     private: float = Plan.private
     start: str = Plan.start
+    anchored: bool = Plan.anchored
     growth: float = Plan.growth
     cost: str = Plan.cost
     latency: str = Plan.latency
@@ -180,6 +187,7 @@ class Options:
             shared=self.shared,
             private=self.private,
             start=self.start,
+            anchored=self.anchored,
             growth=self.growth,
             cost=self.cost,
             latency=self.latency,

@@ -18,7 +18,8 @@ class Moved:
     """One parameter that an edit replaced.
 
     rows, columns: for each row and column of `new` its number in `old`, -1 for a fresh one;
-    None where that dimension did not change.
+    None where that dimension did not change. shares: by what each column was multiplied, 1 for a
+    fresh one; None where no unit was divided.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Moved:
     new: nn.Parameter
     rows: Tensor | None = None
     columns: Tensor | None = None
+    shares: Tensor | None = None
 
     def carry(self, state: Tensor) -> Tensor:
         """A tensor shaped like `old` (momentum, say) as one shaped like `new`; zero where fresh."""
@@ -153,10 +155,8 @@ def rebuild(
             rows = follow(layer.writes)
             columns = None if layer.per_unit else follow(layer.reads)
             if block is not None and (rows is not None or columns is not None):
-                _rebuild_block(edit, name, block, rows, columns, fresh)
-                if columns is not None:
-                    shared = share_out(block.from_own.detach(), edit.column_sources(layer)[1])
-                    block.from_own.data.copy_(shared)
+                divided = None if columns is None else edit.column_sources(layer)[1]
+                _rebuild_block(edit, name, block, rows, columns, divided, fresh)
     net.spaces[space].widths[task] = len(sources)
     for moved in edit.moved:
         moved.new.requires_grad_(moved.old.requires_grad)
@@ -170,6 +170,7 @@ def _rebuild_block(
     block: Block,
     rows: Tensor | None,
     columns: Tensor | None,
+    shares: Tensor | None,
     fresh: Fresh,
 ) -> None:
     before = dict(block.named_parameters())
@@ -190,12 +191,15 @@ def _rebuild_block(
             if rows is not None:
                 filling = gather(filling, 0, rows)
             values["from_own"][:, at] = filling.to(values["from_own"])
+    if shares is not None:
+        values["from_own"] = share_out(values["from_own"], shares)
     for key, parameter in before.items():
         if rows is None and key != "from_own":
             continue
         new = nn.Parameter(values[key])
         setattr(block, key, new)
-        edit.moved.append(Moved(name, parameter, new, rows, columns if key == "from_own" else None))
+        by_column = (columns, shares) if key == "from_own" else (None, None)
+        edit.moved.append(Moved(name, parameter, new, rows, *by_column))
 
 
 def _rebuild_norm(

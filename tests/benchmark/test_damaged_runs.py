@@ -23,8 +23,6 @@ from firefly_cl.errors import FileError
 
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
-
 
 def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())

@@ -30,8 +30,6 @@ from firefly_cl.growth.latency import LatencyTable
 
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
-
 VERSIONS = environment.versions()
 HARDWARE = environment.hardware(1, "cpu")
 

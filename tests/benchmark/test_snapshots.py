@@ -25,8 +25,6 @@ from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
 
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.usefixtures("blank_pictures")
-
 ALWAYS = 1e-9
 """Minutes that are over at the end of every epoch."""
 

@@ -19,6 +19,10 @@ TYPED := build/typed
 .DEFAULT_GOAL := run
 .NOTPARALLEL:
 
+# Installed uncompiled (see below): where this forbade to keep what is compiled at an import, each
+# process of the tests would compile torch, and most of them Avalanche, all over again.
+unexport PYTHONDONTWRITEBYTECODE
+
 run: $(VENV)/.installed
 	$(BIN)/firefly-cl run $(ARGS)
 

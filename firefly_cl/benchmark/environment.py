@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import subprocess
@@ -16,7 +17,15 @@ LIBRARIES = ("torch", "torchvision", "avalanche-lib", "numpy")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python, the libraries that decide numbers, firefly_cl, and its commit."""
+    """Versions of Python, the libraries that decide numbers, firefly_cl, and its commit.
+
+    They are those of this process: what was changed on the disk since it first asked is not told.
+    """
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -13,9 +13,12 @@ from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual.firefly import FireflyLearner
 
 
-@pytest.fixture(scope="module", name="blank_pictures")
-def blank_pictures_of_a_module() -> Iterator[None]:
-    """Events of a module's runs hold blank pictures."""
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Events of a module's runs hold blank pictures, unless it says DRAWS_PICTURES."""
+    if getattr(request.module, "DRAWS_PICTURES", False):
+        yield
+        return
     with pytest.MonkeyPatch.context() as patch:
         blank_pictures(patch.setattr)
         yield

@@ -164,7 +164,11 @@ def asked(strategy: str, seed: int = 0, lower: float = 0.0) -> Any:
     return replace(made, class_incremental=told)
 
 
-def test_tables_set_it_beside_the_task_incremental_one(tmp_path: Path) -> None:
+def test_tables_set_it_beside_the_task_incremental_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "class-incremental"
+    monkeypatch.setattr(plots, "FIGURES", {name: plots.FIGURES[name]})
     (group,) = summaries([asked("firefly"), asked("firefly", 1, 0.1), asked("naive")])
     (side,) = group.side_tables()
     columns, rows = side.columns, side.rows

@@ -17,6 +17,8 @@ from firefly_cl.network.readings import Reading
 
 torch.set_num_threads(1)
 
+DRAWS_PICTURES = True
+
 WIDTHS = {"a": [4, 2], "b": [3, 0]}
 READINGS = [
     Reading("x", -1, "a", 0, 1),

@@ -16,6 +16,7 @@ import torch
 from benchmark_fakes import FakeLearner, cell, record, scenario
 from rich.console import Console
 
+from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.exports import as_csv, as_latex
 from firefly_cl.benchmark.latency import BATCHES, measure, spread_tasks
@@ -129,7 +130,10 @@ def test_records_without_it_are_read_and_drawn_as_before(tmp_path: Path) -> None
     }
 
 
-def test_tables_tell_the_mean_and_exports_the_newest_too(tmp_path: Path) -> None:
+def test_tables_tell_the_mean_and_exports_the_newest_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "FIGURES", {})
     slower = {**LATENCY, "milliseconds": {"1": [2.0, 4.0, 6.0], "128": [1.0, 1.0, 1.0]}}
     records = [replace(record(), latency=LATENCY), replace(record(seed=1), latency=slower)]
     (group,) = summaries([*records, record("naive")])
@@ -147,7 +151,10 @@ def test_tables_tell_the_mean_and_exports_the_newest_too(tmp_path: Path) -> None
     assert "<td>3.50</td><td>6.00</td><td>1.00</td><td>1.50</td><td>1</td><td>0.95</td>" in text
 
 
-def test_disturbed_times_stand_on_the_page_alone(tmp_path: Path) -> None:
+def test_disturbed_times_stand_on_the_page_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "FIGURES", {})
     busy = {**LATENCY, "processor_share": 0.5, "milliseconds": {"1": [9.0], "128": [8.0]}}
     records = [replace(record(), latency=LATENCY), replace(record(seed=1), latency=busy)]
     (group,) = summaries(records)

@@ -10,6 +10,7 @@ import pytest
 from benchmark_fakes import record
 from rich.console import Console
 
+from firefly_cl.benchmark import plots
 from firefly_cl.benchmark.configuration import recipe_as_json
 from firefly_cl.benchmark.labels import row_digest
 from firefly_cl.benchmark.markdown import redraw
@@ -308,8 +309,13 @@ def test_markdown_without_fitting_markers_is_refused_and_kept(tmp_path: Path, te
     [(20, {}, True), (19, {}, False), (20, {"evaluate_on": "validation"}, False)],
 )
 def test_published_figures_stand_only_below_their_own_protocol(
-    n_tasks: int, configuration: dict[str, str], told: bool, tmp_path: Path
+    n_tasks: int,
+    configuration: dict[str, str],
+    told: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr(plots, "FIGURES", {})
     one = record("firefly", 0, n_tasks, "split-cifar100-superclass", **configuration)
     groups = summaries([one])
     redraw(tmp_path / "table.md", groups)

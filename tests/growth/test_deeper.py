@@ -223,7 +223,7 @@ def test_the_loss_falls_by_what_deeper_units_promise(name: str) -> None:
     assert len(inserted) == len(growth.by_space()), "no unit won, no layer"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIED)
 def test_the_loss_falls_by_what_all_kinds_promise_together(name: str) -> None:
     net = net_of(name)
     begin(net, widths=4)

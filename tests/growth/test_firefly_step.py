@@ -274,7 +274,7 @@ def test_growth_lowers_the_loss_more_than_random_units_of_the_same_number() -> N
     assert sum(gains) > 2 * max(sum(by_chance), 0.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIED)
 def test_new_units_do_not_end_up_as_one_unit(name: str) -> None:
     """Without the projection a long search leaves them with cosines near 1 (checked by hand)."""
     net = net_of(name)

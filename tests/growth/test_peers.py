@@ -68,8 +68,14 @@ def grown(name: str, net: FireflyNet, budget: Budget, seed: int = 0) -> Growth:
     return made(name).grow(net, batches_for(net), loss, budget, seeded(seed))
 
 
-@pytest.mark.parametrize("model", NAMES)
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *((name, model) for name in PEERS for model in (*VARIED, "mobilenetv1")),
+        # the deeper backbones and the plain ones, once
+        *(("gradmax", model) for model in NAMES if model not in (*VARIED, "mobilenetv1")),
+    ],
+)
 def test_a_later_task_grows_and_the_older_one_answers_as_before(name: str, model: str) -> None:
     net = two_tasks(model)
     x = images(6)

@@ -38,6 +38,9 @@ report: $(VENV)/.installed
 		$(BIN)/firefly-cl report benchmarks/records/growth --markdown docs/growth.md)
 	$(if $(wildcard benchmarks/class_incremental),\
 		$(BIN)/firefly-cl report benchmarks/class_incremental --markdown docs/benchmark.md)
+	$(if $(wildcard benchmarks/ablations),\
+		$(BIN)/firefly-cl report benchmarks/ablations --markdown docs/ablations.md \
+		--grid benchmarks/ablations.toml)
 	$(if $(wildcard benchmarks/stage_widths),\
 		$(BIN)/python benchmarks/stage_widths.py --draw)
 	$(if $(wildcard benchmarks/records/step_time.json),\

@@ -33,20 +33,22 @@ def test_the_example_learns_and_forgets_nothing(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("records", "page"),
+    ("records", "page", "grid"),
     [
-        ("benchmarks/records", "README.md"),
-        ("benchmarks/records/growth", "docs/growth.md"),
-        ("benchmarks/class_incremental", "docs/benchmark.md"),
+        ("benchmarks/records", "README.md", None),
+        ("benchmarks/records/growth", "docs/growth.md", None),
+        ("benchmarks/class_incremental", "docs/benchmark.md", None),
+        ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),
     ],
 )
 def test_tables_are_drawn_from_the_published_records(
-    records: str, page: str, tmp_path: Path
+    records: str, page: str, grid: str | None, tmp_path: Path
 ) -> None:
     published = (ROOT / page).read_text()
     drawn = tmp_path / "page.md"
     drawn.write_text(published)
     arguments = ["report", str(ROOT / records), "--markdown", str(drawn)]
+    arguments += [] if grid is None else ["--grid", str(ROOT / grid)]
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
     assert exit_.value.code == 0

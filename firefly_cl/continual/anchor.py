@@ -25,8 +25,8 @@ class Anchor:
     def __init__(self) -> None:
         self._start: dict[nn.Parameter, Tensor] = {}
 
-    def drop(self, net: FireflyNet, originals: Selection) -> None:
-        """Take the newest task's weights as they are now; forget those of the task before.
+    def take(self, net: FireflyNet, originals: Selection) -> None:
+        """Anchor the newest task's weights where they are now; forget those of the task before.
 
         originals: by space, the units that its own units are copies of.
         """

@@ -148,7 +148,7 @@ class FireflyPlugin(SupervisedPlugin):
         self._at_first, self._steps = self._own(net), 0
         self._seconds_before = dict(self.seconds)
         if self.plan.anchored and net.current > 0:
-            self._anchor.drop(net, self.plan.originals(net, _model(strategy).source))
+            self._anchor.take(net, self.plan.originals(net, _model(strategy).source))
         held = self._held_out
         self._validation = [] if held is None else list(self._batches(strategy, held))
 
@@ -383,6 +383,7 @@ class FireflyPlugin(SupervisedPlugin):
         self._tell({**event, **told}, gates=found.history)
 
     def _follow(self, strategy: Any, edits: Sequence[Edit]) -> None:
+        """Let what is kept of each parameter go with it: the optimizer's state, the anchor."""
         for edit in edits:
             migrate(strategy.optimizer, edit)
             self._anchor.follow(edit)

@@ -18,8 +18,8 @@ class Moved:
     """One parameter that an edit replaced.
 
     rows, columns: for each row and column of `new` its number in `old`, -1 for a fresh one;
-    None where that dimension did not change. shares: by what each column was multiplied, 1 for a
-    fresh one; None where no unit was divided.
+    None where that dimension did not change. shares: by what each column was multiplied, 1
+    unless its unit was divided; None where columns did not change.
     """
 
     name: str

@@ -45,12 +45,10 @@ def trained(plan: Plan, decay: float, name: str = "resnet9", epochs: int = 2) ->
 
 def moved(strategy: FireflyStrategy) -> float:
     """How far the second task's weights went from the first's, per weight of these."""
-    first, second = (copied_weights(strategy.net, task) for task in (0, 1))
-    there = torch.cat([w.flatten() for key, w in first.items() if "from_own" in key])
-    here = torch.cat([w.flatten() for key, w in second.items() if "from_own" in key])
-    there_too = [w.flatten() for key, w in first.items() if "from_old" in key]
-    here_too = [w.flatten() for key, w in second.items() if "from_old" in key]
-    there, here = torch.cat([there, *there_too]), torch.cat([here, *here_too])
+    there, here = (
+        torch.cat([weight.flatten() for weight in copied_weights(strategy.net, task).values()])
+        for task in (0, 1)
+    )
     return float((here - there).norm() / there.norm())
 
 
@@ -75,7 +73,7 @@ def test_a_step_is_that_of_the_penalty_around_the_anchor(name: str) -> None:
     weight = net.layers[producer.name].block(1).from_old
     other = net.layers[producer.name].block(1).bias
     anchor = Anchor()
-    anchor.drop(net, {space: torch.arange(1)})
+    anchor.take(net, {space: torch.arange(1)})
     start = weight.detach().clone()
     with torch.no_grad():
         weight.add_(0.5)
@@ -101,7 +99,7 @@ def test_anchors_go_with_the_units(name: str) -> None:
     """Where weights are still at their anchors, they are so after an edit; fresh ones apart."""
     net = two_tasks(name)
     anchor = Anchor()
-    anchor.drop(net, {space: torch.arange(2) for space in net.growable_spaces()})
+    anchor.take(net, {space: torch.arange(2) for space in net.growable_spaces()})
     names = {parameter: name for name, parameter in net.named_parameters()}
     held = anchor.state(names)
     assert held

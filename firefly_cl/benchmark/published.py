@@ -21,14 +21,30 @@ class Published:
 
 
 _CPG = "Hung et al. 2019, arXiv 1910.06562"
+_FIREFLY = "Wu et al. 2020, arXiv 2102.08574"
+_MODEL_ZOO = "Ramesh and Chaudhari 2022, arXiv 2106.03027"
+_WSN = "Kang et al. 2022, ICML, Forget-free Continual Learning with Winning Subnetworks"
 
 PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
     ("split-cifar100-superclass", 20): (
-        Published("Model Zoo, with replay", 84.27, "Ramesh and Chaudhari 2022, arXiv 2106.03027"),
+        Published("Model Zoo, with replay", 84.27, _MODEL_ZOO),
         Published("CPG, VGG16", 80.9, _CPG),
         Published("individual VGG16", 78.8, _CPG),
         Published("fine-tuned VGG16", 78.6, _CPG),
         Published("PackNet, VGG16", 67.5, _CPG),
+    ),
+    ("split-cifar100", 20): (
+        Published("Model Zoo, with replay", 94.99, _MODEL_ZOO),
+        Published("firefly, thin VGG16", 91.03, _FIREFLY),
+        Published("CPG, VGG16", 90.75, _FIREFLY),
+        Published("individual VGG16", 88.85, _FIREFLY),
+    ),
+    ("split-cifar100", 10): (
+        Published("multitask AlexNet", 79.8, _WSN),
+        Published("WSN, AlexNet", 76.4, _WSN),
+        Published("GPM, AlexNet", 73.2, _WSN),
+        Published("PackNet, AlexNet", 72.4, _WSN),
+        Published("EWC, AlexNet", 68.8, _WSN),
     ),
 }
 """By scenario and number of tasks; means where a paper gives several runs."""

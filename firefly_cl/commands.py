@@ -24,6 +24,7 @@ DataCount = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=
 DataNumber = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint=_DATASET)]
 DataName = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_DATASET)]
 Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
+Some = Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="(default: all)")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
@@ -192,6 +193,12 @@ class Benchmark:
 
     grid: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GRID.toml")]]
     """The grid."""
+    scenario: Some = None
+    """Run only the cells of these scenarios, as the grid calls them."""
+    strategy: Some = None
+    """Only those of these strategies, as the grid calls them."""
+    seeds: Some = None
+    """Only those of these seeds."""
     workers: Processes = None
     """Cells to run at a time, which share the cores."""
     retries: int = 2

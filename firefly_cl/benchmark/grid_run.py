@@ -18,6 +18,7 @@ from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.folders import check_writable, discard
 from firefly_cl.benchmark.grid import read_grid, row_names
 from firefly_cl.benchmark.grid_display import GridDisplay
+from firefly_cl.benchmark.part import part_of
 from firefly_cl.benchmark.placement import executor_of
 from firefly_cl.benchmark.plan import check_data_dir, check_save_every
 from firefly_cl.benchmark.standing import Standing, standings
@@ -31,25 +32,31 @@ OUT = Path("runs")
 
 
 def run_grid(command: Benchmark, executor: Executor | None = None) -> int:
-    """Run what is left of a grid and print its table; the exit code, 1 where a cell failed.
+    """Run what is left of a grid, or of a part, and print its table; exit code 1 if a cell failed.
 
     Everything is checked before the first cell starts. Raises FireflyError; KeyboardInterrupt,
     which tells what is done.
     """
-    grid = read_grid(command.grid)
+    grid, part = read_grid(command.grid), part_of(command)
     check_data_dir(command.data_dir)
     check_save_every(command.save_every)
     executor = executor or executor_of(command)
     out = command.out or grid.out or OUT
     cells = grid.cells()  # loads torch
-    found = standings(cells, out)
+    part.check(cells)
+
+    def standing_now() -> list[Standing]:
+        # folders are named by all cells of the grid
+        return [standing for standing in standings(cells, out) if part.has(standing.grid_cell)]
+
+    found = standing_now()
     if command.dry_run:
         _print_standings(found)
         return _end(command, out, found)
     _make_ready(found, command, out)
-    found = standings(cells, out)
+    found = standing_now()
     errors = _run(found, command, executor, out)
-    found = [replace(s, error=errors.get(s.folder, s.error)) for s in standings(cells, out)]
+    found = [replace(s, error=errors.get(s.folder, s.error)) for s in standing_now()]
     _print_results(found)
     return _end(command, out, found)
 

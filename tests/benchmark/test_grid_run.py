@@ -76,6 +76,51 @@ def test_the_cells_of_a_grid_are_run_and_compared(run: Any, capsys: pytest.Captu
     assert len({line for line in err.splitlines() if line.endswith("started")}) == 4
 
 
+def test_a_part_of_a_grid_is_run_where_the_whole_would_be(
+    run: Any, capsys: pytest.CaptureFixture[str]
+):
+    grid = GRID.replace("[strategies.other]", '[strategies.longer]\nstrategy = "fake"\nepochs = 3')
+    code, jobs = run(grid, "--strategy", "longer", "--seeds", "1", "--json")
+    printed = capsys.readouterr().out
+    assert code == 0 and [(job.cell.seed, job.cell.recipe["epochs"]) for job in jobs] == [(1, 3)]
+    (told,) = json.loads(printed.splitlines()[-1])["cells"]
+    assert told["folder"] == f"runs/fake/fake-seed1-{told['digest']}"  # two are called fake-seed1
+    code, jobs = run(grid, "--scenario", "fake", "--seeds", "1,0")
+    assert code == 0 and len(jobs) == 3
+    assert set(states().values()) == {"finished"}
+    assert run(grid, "--overwrite")[1] == []
+
+
+def test_what_is_left_out_is_not_touched(run: Any):
+    grid = GRID + 'options = { stop = "2" }\n'
+    run(grid)
+    assert states()["other", 0] == "begun after task 2/3"
+    record = Path("runs/fake/other-seed0/record.json")
+    before = record.read_bytes()
+    code, jobs = run(grid, "--strategy", "fake", "--overwrite")
+    assert code == 0 and [(job.cell.strategy, job.cell.seed) for job in jobs] == [("fake", 1)]
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--strategy", "fake,othr"), "--strategy has 'othr', which is not in the grid: did you"),
+        (("--scenario", "split-digits"), "--scenario has 'split-digits', which is not in the"),
+        (("--seeds", "0,2"), "--seeds has 2, and the seeds of the grid are 0, 1: add it there"),
+        (("--seeds", "x"), "--seeds has 'x': give whole numbers from 0"),
+        (("--strategy", ","), "--strategy is empty: give one or more names"),
+    ],
+)
+def test_parts_that_a_grid_does_not_have(
+    arguments: tuple[str, str], says: str, run: Any, capsys: pytest.CaptureFixture[str]
+):
+    code, jobs = run(GRID, *arguments)
+    error = capsys.readouterr().err
+    assert code == 2 and not jobs and not Path("runs").exists()
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+
+
 def test_a_report_calls_rows_as_the_grid_does(run: Any, capsys: pytest.CaptureFixture[str]):
     grid = GRID.replace("[strategies.other]", '[strategies.longer]\nstrategy = "fake"\nepochs = 3')
     assert run(grid)[0] == 0

@@ -18,6 +18,7 @@ from firefly_cl.benchmark.presets import Preset
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.errors import FireflyError
+from firefly_cl.zoo import BACKBONES
 
 Write = Callable[[str], Path]
 
@@ -262,6 +263,25 @@ def test_ablations_read_no_test_image_and_none_is_like_another():
     assert {found.cell.seed for found in cells} == {0, 1, 2}
 
 
+def test_individual_networks_are_trained_as_firefly_is():
+    grid = read_grid(GRIDS / "accuracy.toml")
+    assert grid.out is not None and grid.out.parts[0] == "runs"
+    cells = grid.cells()
+    assert {found.scenario for found in cells} == {"superclass-20", "random-20", "random-10"}
+    for scenario, seed in {(found.scenario, found.cell.seed) for found in cells}:
+        here = [f for f in cells if (f.scenario, f.cell.seed) == (scenario, seed)]
+        firefly, individual, wide = (found.cell for found in here)
+        assert individual == replace(firefly, strategy="individual", options={})
+        assert wide == replace(individual, width=wide.width)
+        assert firefly.evaluate_on == "test" and firefly.validation == 0
+        assert firefly.options["grow_at"] == ""  # nothing is decided
+        sizes = [
+            sum(p.numel() for p in BACKBONES.get(cell.backbone)(5, width=cell.width).parameters())
+            for cell in (firefly, wide)
+        ]
+        assert sizes[1] / sizes[0] == pytest.approx(2, abs=0.02)
+
+
 def test_the_class_incremental_grid_trains_a_single_head_where_there_is_one():
     cells = [found.cell for found in read_grid(GRIDS / "class_incremental_digits.toml").cells()]
     assert all(cell.class_incremental for cell in cells)
@@ -273,6 +293,7 @@ def test_the_class_incremental_grid_trains_a_single_head_where_there_is_one():
 
 def test_every_grid_that_is_shipped_is_tested():
     assert {path.name for path in GRIDS.glob("*.toml")} == {
+        "accuracy.toml",
         "ablations.toml",
         "class_incremental_digits.toml",
         *(path.name for path in SHIPPED),

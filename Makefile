@@ -41,6 +41,9 @@ report: $(VENV)/.installed
 	$(if $(wildcard benchmarks/ablations),\
 		$(BIN)/firefly-cl report benchmarks/ablations --markdown docs/ablations.md \
 		--grid benchmarks/ablations.toml)
+	$(if $(wildcard benchmarks/accuracy),\
+		$(BIN)/firefly-cl report benchmarks/accuracy --markdown docs/accuracy.md \
+		--grid benchmarks/accuracy.toml)
 	$(if $(wildcard benchmarks/stage_widths),\
 		$(BIN)/python benchmarks/stage_widths.py --draw)
 	$(if $(wildcard benchmarks/records/step_time.json),\

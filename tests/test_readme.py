@@ -39,6 +39,7 @@ def test_the_example_learns_and_forgets_nothing(capsys: pytest.CaptureFixture[st
         ("benchmarks/records/growth", "docs/growth.md", None),
         ("benchmarks/class_incremental", "docs/benchmark.md", None),
         ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),
+        ("benchmarks/accuracy", "docs/accuracy.md", "benchmarks/accuracy.toml"),
     ],
 )
 def test_tables_are_drawn_from_the_published_records(

@@ -238,10 +238,13 @@ def test_mistakes_are_answered_in_one_line(
         (["run", "--epoch", "3"], "run has no --epoch: did you mean --epochs?\n"),
         (["run", "--zzz"], "run has no --zzz (firefly-cl run --help shows what it has)"),
         (
-            ["benchmark", "g.toml", "--seeds", "3"],
-            "benchmark has no --seeds (run, grow, prune and tune have it)\n",
+            ["benchmark", "g.toml", "--epochs", "3"],
+            "benchmark has no --epochs (run, grow and prune have it)\n",
         ),
-        (["report", "o", "--strategy", "naive"], "report has no --strategy (run has it)\n"),
+        (
+            ["report", "o", "--strategy", "naive"],
+            "report has no --strategy (run and benchmark have it)\n",
+        ),
         (["run", "one", "two"], "two"),
         (["benchmark"], "benchmark needs GRID.toml\n"),
         (["tune"], "tune needs GRID.toml\n"),

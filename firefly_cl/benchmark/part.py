@@ -48,7 +48,7 @@ class Part:
             if seed not in seeds:
                 raise ConfigurationError(
                     f"--seeds has {seed}, and the seeds of the grid are "
-                    f"{', '.join(map(str, seeds))}: add it there, or choose of them"
+                    f"{', '.join(map(str, seeds))}: add it there, or choose among them"
                 )
 
 

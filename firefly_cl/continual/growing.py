@@ -22,7 +22,7 @@ from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
-from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.plan import COPYING, Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.snapshot import State
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
@@ -138,7 +138,8 @@ class FireflyPlugin(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Give the optimizer the newest task's parameters and nothing else."""
         net = _model(strategy).net
-        _train_only(strategy.optimizer, net.trainable())
+        copied = net.current > 0 and self.plan.start in COPYING
+        _train_only(strategy.optimizer, net.trainable(), self.plan.copies_rate if copied else 1.0)
         training = _training(strategy)  # which sets the strategy's epochs later than this
         epochs = strategy.train_epochs if training is None else training.recipe.epochs
         self._due = _epochs_at(self.plan.grow_at, epochs)
@@ -481,9 +482,14 @@ def _validation_of(experience: Any) -> Any:
     return dataset.eval() if len(dataset) else None
 
 
-def _train_only(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
-    """Leave `parameters` alone in the optimizer, in its first group, without old state."""
+def _train_only(
+    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], rate_scale: float
+) -> None:
+    """Leave `parameters` alone in the optimizer, in its first group, without old state.
+
+    rate_scale: factor on the rate of the schedule, which `TrainingPlugin` sets at each step.
+    """
     for group in optimizer.param_groups[1:]:
         group["params"] = []
-    optimizer.param_groups[0]["params"] = parameters
+    optimizer.param_groups[0].update(params=parameters, rate_scale=rate_scale)
     optimizer.state.clear()

@@ -32,8 +32,10 @@ class Plan:
     costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
     the units of those spaces are at first: "random", or copies of all those of the task before
     ("copies") or of that older task whose features tell the new classes apart best ("nearest", by
-    `probe_accuracy` on training images), which train while the originals stay frozen. anchored:
-    whether their weight decay goes to where they began, and not to zero (see `Anchor`).
+    `probe_accuracy` on training images), which train while the originals stay frozen. copies_rate:
+    a factor on the learning rate of tasks that begin with copies; `TrainingPlugin` heeds it.
+    anchored: whether the copies' weight decay goes to where they began, and not to zero (see
+    `Anchor`).
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
     step makes up for what those before it left of their budget. latency: file of the timings
     that the currency latency is read from and measured into ("": they are kept in memory, and
@@ -54,6 +56,7 @@ class Plan:
     shared: float = 1.0
     private: float = 0.5
     start: str = "random"
+    copies_rate: float = 1.0
     anchored: bool = False
     growth: float = 0.25
     cost: str = "parameters"
@@ -80,6 +83,15 @@ class Plan:
         if self.start not in ("random", *COPYING):
             raise ConfigurationError(
                 f"start {self.start!r} is unknown: use random, {' or '.join(COPYING)}"
+            )
+        if not 0 < self.copies_rate <= 10:
+            raise ConfigurationError(
+                f"copies_rate is {self.copies_rate}: it must be above 0 and at most 10"
+            )
+        if self.copies_rate != 1 and self.start not in COPYING:
+            raise ConfigurationError(
+                f"copies_rate is {self.copies_rate}, a rate of copies, and start is {self.start}: "
+                f"use {' or '.join(COPYING)}"
             )
         if self.anchored and self.start not in COPYING:
             raise ConfigurationError(
@@ -162,6 +174,7 @@ class Options:
     shared: float = Plan.shared
     private: float = Plan.private
     start: str = Plan.start
+    copies_rate: float = Plan.copies_rate
     anchored: bool = Plan.anchored
     growth: float = Plan.growth
     cost: str = Plan.cost
@@ -187,6 +200,7 @@ class Options:
             shared=self.shared,
             private=self.private,
             start=self.start,
+            copies_rate=self.copies_rate,
             anchored=self.anchored,
             growth=self.growth,
             cost=self.cost,

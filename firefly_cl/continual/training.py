@@ -317,7 +317,7 @@ class TrainingPlugin(SupervisedPlugin):
         first = strategy.optimizer.param_groups[0]
         moved = [p for p in first["params"] if id(p) in chosen]
         first["params"] = [p for p in first["params"] if id(p) not in chosen]
-        scale = min(1.0, self.recipe.head_rate / max(features, 1))
+        scale = min(1.0, self.recipe.head_rate / max(features, 1)) * first.get("rate_scale", 1.0)
         settings = {key: value for key, value in first.items() if key != "params"}
         strategy.optimizer.add_param_group(
             {**settings, "params": moved, "rate_scale": scale, "heads": True}

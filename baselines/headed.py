@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import SCHEMA, Logits
+from firefly_cl.continual.views import Views
 from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.zoo import BACKBONES
 
@@ -28,7 +29,7 @@ from firefly_cl.zoo import BACKBONES
 class Blueprint:
     """What it takes to build the trunk again, and how pixels become its inputs.
 
-    mirrored: whether it answers by the mean over an image and its mirror image.
+    mirrored, shifted: those of the views that an answer is the mean of.
     """
 
     backbone: str
@@ -38,6 +39,12 @@ class Blueprint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mirrored: bool = False
+    shifted: int = 0
+
+    @property
+    def views(self) -> Views:
+        """The views of an image that an answer is the mean of."""
+        return Views(self.mirrored, self.shifted)
 
     def build(self, seed: int, kind: type[HeadedNet] | None = None) -> HeadedNet:
         """A trunk with weights drawn by `seed`, without heads; a HeadedNet if no other `kind`."""
@@ -125,7 +132,7 @@ def answer_task(net: HeadedNet, blueprint: Blueprint, task: int, images: Tensor)
         image_shape=blueprint.image_shape,
         mean=blueprint.mean,
         std=blueprint.std,
-        mirrored=blueprint.mirrored,
+        views=blueprint.views,
     )
 
 
@@ -138,7 +145,7 @@ def answer_all(net: HeadedNet, blueprint: Blueprint, images: Tensor) -> list[Ten
         image_shape=blueprint.image_shape,
         mean=blueprint.mean,
         std=blueprint.std,
-        mirrored=blueprint.mirrored,
+        views=blueprint.views,
     )
     heads = (cast(nn.Linear, head) for head in net.heads.values())
     return list(torch.split(logits, [head.out_features for head in heads], dim=1))
@@ -161,7 +168,7 @@ def count_flops(net: HeadedNet, blueprint: Blueprint, task: int) -> int:
             net(image, task)
     finally:
         net.train(training)
-    return int(counter.get_total_flops()) * (2 if blueprint.mirrored else 1)
+    return int(counter.get_total_flops()) * len(blueprint.views)
 
 
 def layer_units(net: HeadedNet) -> dict[str, int]:

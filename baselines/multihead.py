@@ -149,7 +149,8 @@ def blueprint_of(setup: Setup) -> Blueprint:
         scenario.image_shape,
         scenario.mean,
         scenario.std,
-        setup.mirrored,
+        setup.views.mirrored,
+        setup.views.shifted,
     )
 
 

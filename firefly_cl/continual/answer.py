@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
+from firefly_cl.continual.views import Views
 from firefly_cl.errors import DataError
 from firefly_cl.network.modes import evaluation
-from firefly_cl.scenarios import normalise
 
 
 @torch.no_grad()
@@ -23,27 +23,24 @@ def answer(
     image_shape: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    mirrored: bool = False,
+    views: Views | None = None,
 ) -> Tensor:
     """Logits (n, classes) of `forward`, float32 on the CPU, for images (n, C, H, W) uint8.
 
-    In evaluation mode of `module`, in batches of a fixed size, in float32. mirrored: the mean of
-    those of an image and of its mirror image. Raises DataError for images of another shape.
+    In evaluation mode of `module`, in batches of a fixed size, in float32: the mean over `views`,
+    that of the image alone unless told. Raises DataError for images of another shape.
     """
     if tuple(images.shape[1:]) != tuple(image_shape):
         raise DataError(
             f"images are {tuple(images.shape[1:])}; the model expects {tuple(image_shape)}"
         )
-    device = next(module.parameters()).device
+    device, views = next(module.parameters()).device, views or Views()
     parts = []
     with evaluation(module) if module.training else nullcontext():
         for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
-            x = normalise(plain, mean, std).to(device)
             with torch.autocast(device.type, enabled=False):
-                logits = forward(x).float()
-                if mirrored:
-                    logits = (logits + forward(x.flip(-1)).float()) / 2
-                parts.append(logits.cpu())
+                logits = sum(forward(x.to(device)).float() for x in views.of(plain, mean, std))
+                parts.append((logits / len(views)).cpu())
     return torch.cat(parts)

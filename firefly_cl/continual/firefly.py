@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import defaultdict
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class FireflyLearner:
             image_shape=scenario.image_shape,
             mean=scenario.mean,
             std=scenario.std,
-            mirrored=self.setup.mirrored,
+            views=self.setup.views,
         )
         self.seconds["evaluate"] += time.perf_counter() - start
         return logits
@@ -148,7 +149,7 @@ class FireflyLearner:
 
     def flops(self, task: int) -> int:
         """Operations of one image through the task's function, a multiply-add counted as 2."""
-        return flops(self.net, task) * (2 if self.setup.mirrored else 1)
+        return flops(self.net, task) * len(self.setup.views)
 
     def widths(self) -> dict[str, list[int]]:
         """Units by owner task of every growable space."""
@@ -176,7 +177,7 @@ class FireflyLearner:
             "mean": list(scenario.mean),
             "std": list(scenario.std),
             "image_shape": list(scenario.image_shape),
-            "mirrored": self.setup.mirrored,
+            **asdict(self.setup.views),
         }
         save_net(self.net, folder / WEIGHTS, extra)
         told = {

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.continual.snapshot import Snapshots
+from firefly_cl.continual.views import Views
 from firefly_cl.errors import FileError
 from firefly_cl.settings import read_settings
 
@@ -77,10 +78,15 @@ class Setup:
     progress: Callable[[Progress], None] = silent
     snapshots: Snapshots = field(default_factory=Snapshots)
 
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for views that the images do not have."""
+        self.views  # noqa: B018
+
     @property
-    def mirrored(self) -> bool:
-        """Whether answers are means over images and their mirror images."""
-        return self.recipe.mirrored and self.scenario.flip
+    def views(self) -> Views:
+        """The views of an image that an answer is the mean of; raises ConfigurationError."""
+        views = Views(self.recipe.mirrored and self.scenario.flip, self.recipe.shifted)
+        return views.fit(self.scenario.image_shape)
 
 
 class Learner(Protocol):

@@ -31,8 +31,9 @@ class Recipe:
     distribution (0: off), `cutmix` the share of the batches that are mixed by CutMix instead
     (batches of images only); `channels_last` None lets the hardware decide, and is overruled
     where a model needs the plain layout (`Precision.safe_for`). `mirrored` answers by the mean of
-    the logits of an image and its mirror image, where the scenario's images may be mirrored: twice
-    the operations, counted. A head that reads n features learns at `head_rate` / n of the rate, at
+    the logits of an image and its mirror image, where the scenario's images may be mirrored;
+    `shifted` by the mean over the image and its shifts by so many pixels in eight directions (0:
+    off). Operations are counted for all of these views. A head that reads n features learns at `head_rate` / n of the rate, at
     most at the rate itself: without a norm behind it, its steps grow with the square of what it
     reads.
     Raises ConfigurationError where a value cannot work.
@@ -54,6 +55,7 @@ class Recipe:
     channels_last: bool | None = None
     optimizer: str = "sgd"
     mirrored: bool = False
+    shifted: int = 0
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -75,6 +77,7 @@ class Recipe:
         _require("label_smoothing", smoothing, 0 <= smoothing < 1, "in [0, 1)")
         _require("mixup", self.mixup, math.isfinite(self.mixup) and self.mixup >= 0, "0 or more")
         _require("cutmix", self.cutmix, 0 <= self.cutmix <= 1, "in [0, 1]")
+        _require("shifted", self.shifted, self.shifted >= 0, "pixels, 0 or more")
         _choose("schedule", self.schedule, SCHEDULES)
         _choose("optimizer", self.optimizer, OPTIMIZERS)
         _choose("precision", self.precision, PRECISIONS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import Logits
-from firefly_cl.errors import FileError
+from firefly_cl.continual.views import Views
+from firefly_cl.errors import ConfigurationError, FileError
 from firefly_cl.network import load_net
 
 WEIGHTS = "model.safetensors"
@@ -17,9 +18,7 @@ def load(folder: Path) -> Logits:
     net, extra = load_net(folder / WEIGHTS)
     try:
         inputs = {key: tuple(extra[key]) for key in ("image_shape", "mean", "std")}
-        mirrored = bool(extra.get("mirrored", False))
-    except (KeyError, TypeError) as error:
+        views = Views(bool(extra.get("mirrored", False)), int(extra.get("shifted", 0)))
+    except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise FileError(f"{folder / WEIGHTS} says nothing of its inputs: train again") from error
-    return lambda task, images: answer(
-        net, lambda x: net(x, task), images, **inputs, mirrored=mirrored
-    )
+    return lambda task, images: answer(net, lambda x: net(x, task), images, **inputs, views=views)

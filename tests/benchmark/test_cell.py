@@ -53,6 +53,21 @@ def test_a_perfect_learner_is_recorded_as_one(tmp_path: Path):
     assert 0 < result.seconds["test"] < 10
 
 
+@pytest.mark.parametrize("forget", ["no", "yes"])
+def test_tasks_are_measured_where_they_change_and_at_the_end(
+    tmp_path: Path, forget: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    monkeypatch.setattr(
+        "firefly_cl.benchmark.cell.accuracy_on",
+        lambda learner, images: asked.append((learner.tasks_trained, images.task)),
+    )
+    run(tmp_path, forget=forget)
+    every = {(trained, task) for trained in (1, 2, 3) for task in range(trained)}
+    assert set(asked) == (every if forget == "yes" else every - {(2, 0)})
+    assert len(asked) == 2 * len(set(asked))  # test and validation images
+
+
 def test_a_forgetful_learner_is_recorded_as_one(tmp_path: Path):
     # each task mirrors the one before: the last weight is wrong on every other task
     result = run(tmp_path, forget="yes")

@@ -1,0 +1,63 @@
+"""Views of an image: what a network is asked about one image, and how many times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from firefly_cl.errors import ConfigurationError
+from firefly_cl.scenarios import normalise
+
+
+@dataclass(frozen=True)
+class Views:
+    """An answer is the mean of the logits of all views; one view is the image as it is.
+
+    mirrored: each view also mirrored left to right. shifted: beside the image stand its shifts by
+    so many pixels along each axis and both diagonals, nine views in all, with black pixels where
+    the image ends, as in the random crops of training (averaged crops: Krizhevsky, Sutskever,
+    Hinton 2012, section 4.1). Raises ConfigurationError.
+    """
+
+    mirrored: bool = False
+    shifted: int = 0
+
+    def __post_init__(self) -> None:
+        if self.shifted < 0:
+            raise ConfigurationError(f"shifted is {self.shifted}: give pixels, 0 or more")
+
+    def __len__(self) -> int:
+        return (2 if self.mirrored else 1) * (9 if self.shifted else 1)
+
+    def fit(self, image_shape: Sequence[int]) -> Views:
+        """These, if images (C, H, W) can be shifted so far; raises ConfigurationError."""
+        side = min(image_shape[1:])
+        if self.shifted >= side:
+            raise ConfigurationError(
+                f"shifted is {self.shifted}, which leaves nothing of images of {side} pixels: "
+                f"give less than {side}"
+            )
+        return self
+
+    def of(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Iterator[Tensor]:
+        """The views, normalised (n, C, H, W) float32 each, of images uint8 or in [0, 1].
+
+        Written anew: strides may steer which kernel runs, hence the last bits of an answer.
+        """
+        height, width = images.shape[-2:]
+        margin = self.shifted
+        framed = normalise(pad(images, (margin,) * 4) if margin else images, mean, std)
+        for y, x in [(margin, margin), *self._shifts()]:
+            view = framed[..., y : y + height, x : x + width].contiguous()
+            yield view
+            if self.mirrored:
+                yield view.flip(-1)
+
+    def _shifts(self) -> list[tuple[int, int]]:
+        ends = (0, self.shifted, 2 * self.shifted)
+        if not self.shifted:
+            return []
+        return [(y, x) for y in ends for x in ends if (y, x) != (self.shifted, self.shifted)]

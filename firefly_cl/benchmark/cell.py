@@ -307,8 +307,10 @@ def _row(
     """Accuracy on each task so far; that after the task before where a task is `unchanged`."""
     row: list[float | None] = [None] * len(scenario.tasks)
     for j in range(min(i + 1, learner.tasks_trained)):
-        known = j in unchanged
-        row[j] = earlier[-1][j] if known else accuracy_on(learner, getattr(scenario.tasks[j], split))
+        if j in unchanged:
+            row[j] = earlier[-1][j]
+        else:
+            row[j] = accuracy_on(learner, getattr(scenario.tasks[j], split))
     return row
 
 

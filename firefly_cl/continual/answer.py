@@ -41,6 +41,6 @@ def answer(
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             with torch.autocast(device.type, enabled=False):
-                logits = sum(forward(x.to(device)).float() for x in views.of(plain, mean, std))
-                parts.append((logits / len(views)).cpu())
+                each = (forward(x.to(device)).float() for x in views.of(plain, mean, std))
+                parts.append((sum(each, torch.zeros((), device=device)) / len(views)).cpu())
     return torch.cat(parts)

@@ -17,7 +17,6 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from firefly_cl.continual.anchor import Anchor
 from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
@@ -93,7 +92,6 @@ class FireflyPlugin(SupervisedPlugin):
         self._seconds_before: dict[str, float] = {}
         self._last_loss: float | None = None
         self._obtained = 0.0
-        self._anchor = Anchor()
 
     # --- the phases of a task ---------------------------------------------------------------------
 
@@ -148,8 +146,6 @@ class FireflyPlugin(SupervisedPlugin):
         self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
         self._seconds_before = dict(self.seconds)
-        if self.plan.anchored and net.current > 0:
-            self._anchor.take(net, self.plan.originals(net, _model(strategy).source))
         held = self._held_out
         self._validation = [] if held is None else list(self._batches(strategy, held))
 
@@ -160,10 +156,6 @@ class FireflyPlugin(SupervisedPlugin):
             return
         end = self._rounds[self._rounds.index(self._epoch) + 1]
         training.start_schedule((end - self._epoch) * len(strategy.dataloader))
-
-    def before_update(self, strategy: Any, **kwargs: object) -> None:
-        """Draw copies to where they began, if so planned."""
-        self._anchor.pull(strategy.optimizer)
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Select and prune if the schedule says so; grow if the validation loss says so too."""
@@ -225,7 +217,6 @@ class FireflyPlugin(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Freeze the task."""
         _model(strategy).net.freeze()
-        self._anchor = Anchor()
         self._validation, self._held_out = [], None
 
     # --- going on inside a task -------------------------------------------------------------------
@@ -235,8 +226,7 @@ class FireflyPlugin(SupervisedPlugin):
         if self.latency is not None:
             return None
         net = _model(strategy).net
-        names = {parameter: name for name, parameter in strategy.model.named_parameters()}
-        return self._anchor.state(names), {
+        return {}, {
             "events": [event for event in self.events if event["task"] == net.current],
             "seconds": {
                 phase: total - self._seconds_before.get(phase, 0.0)
@@ -255,8 +245,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     def go_on(self, strategy: Any, state: State) -> None:
         """Take up what `within_task` told."""
-        anchors, told = state
-        self._anchor.restore(dict(strategy.model.named_parameters()), anchors)
+        _, told = state
         task = _model(strategy).net.current
         self.events = [event for event in self.events if event["task"] != task] + told["events"]
         for phase, spent in told["seconds"].items():
@@ -384,10 +373,9 @@ class FireflyPlugin(SupervisedPlugin):
         self._tell({**event, **told}, gates=found.history)
 
     def _follow(self, strategy: Any, edits: Sequence[Edit]) -> None:
-        """Let what is kept of each parameter go with it: the optimizer's state, the anchor."""
+        """Let the optimizer's state go with the parameters."""
         for edit in edits:
             migrate(strategy.optimizer, edit)
-            self._anchor.follow(edit)
 
     @torch.no_grad()
     def validate(

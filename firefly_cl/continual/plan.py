@@ -34,8 +34,6 @@ class Plan:
     ("copies") or of that older task whose features tell the new classes apart best ("nearest", by
     `probe_accuracy` on training images), which train while the originals stay frozen. copies_rate:
     a factor on the learning rate of tasks that begin with copies; `TrainingPlugin` heeds it.
-    anchored: whether the copies' weight decay goes to where they began, and not to zero (see
-    `Anchor`).
     growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
     step makes up for what those before it left of their budget. latency: file of the timings
     that the currency latency is read from and measured into ("": they are kept in memory, and
@@ -57,7 +55,6 @@ class Plan:
     private: float = 0.5
     start: str = "random"
     copies_rate: float = 1.0
-    anchored: bool = False
     growth: float = 0.25
     cost: str = "parameters"
     latency: str = ""
@@ -92,10 +89,6 @@ class Plan:
             raise ConfigurationError(
                 f"copies_rate is {self.copies_rate}, a rate of copies, and start is {self.start}: "
                 f"use {' or '.join(COPYING)}"
-            )
-        if self.anchored and self.start not in COPYING:
-            raise ConfigurationError(
-                f"anchored copies need some, and start is {self.start}: use {' or '.join(COPYING)}"
             )
         check_cost(self.cost)
         if self.latency and self.cost != "latency":
@@ -175,7 +168,6 @@ class Options:
     private: float = Plan.private
     start: str = Plan.start
     copies_rate: float = Plan.copies_rate
-    anchored: bool = Plan.anchored
     growth: float = Plan.growth
     cost: str = Plan.cost
     latency: str = Plan.latency
@@ -201,7 +193,6 @@ class Options:
             private=self.private,
             start=self.start,
             copies_rate=self.copies_rate,
-            anchored=self.anchored,
             growth=self.growth,
             cost=self.cost,
             latency=self.latency,

@@ -33,9 +33,9 @@ class Recipe:
     where a model needs the plain layout (`Precision.safe_for`). `mirrored` answers by the mean of
     the logits of an image and its mirror image, where the scenario's images may be mirrored;
     `shifted` by the mean over the image and its shifts by so many pixels in eight directions (0:
-    off). Operations are counted for all of these views. A head that reads n features learns at `head_rate` / n of the rate, at
-    most at the rate itself: without a norm behind it, its steps grow with the square of what it
-    reads.
+    off). Operations are counted for all of these views. A head that reads n features learns at
+    `head_rate` / n of the rate, at most at the rate itself: without a norm behind it, its steps
+    grow with the square of what it reads.
     Raises ConfigurationError where a value cannot work.
     """
 

@@ -161,7 +161,7 @@ def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:
         replace(GROWING, recipe={**RECIPE, "optimizer": "adamw", "learning_rate": 0.002}),
         replace(
             GROWING,
-            options={"start": "nearest", "anchored": "yes", "shared": "0", **SMALL_OPTIONS},
+            options={"start": "nearest", "shared": "0", **SMALL_OPTIONS},
         ),
         replace(BASELINE, strategy="individual"),
         BASELINE,
@@ -179,7 +179,7 @@ def test_seconds_hold_those_before_the_kill(tmp_path: Path) -> None:
         "firefly restart",
         "firefly that has stopped growing",
         "firefly adamw",
-        "firefly nearest anchored",
+        "firefly nearest",
         "individual",
         "naive",
         "naive resnet9 channels last",

@@ -85,11 +85,6 @@ class Plan:
             raise ConfigurationError(
                 f"copies_rate is {self.copies_rate}: it must be above 0 and at most 10"
             )
-        if self.copies_rate != 1 and self.start not in COPYING:
-            raise ConfigurationError(
-                f"copies_rate is {self.copies_rate}, a rate of copies, and start is {self.start}: "
-                f"use {' or '.join(COPYING)}"
-            )
         check_cost(self.cost)
         if self.latency and self.cost != "latency":
             raise ConfigurationError(

@@ -63,6 +63,7 @@ def test_a_rate_that_cannot_work(rate: float) -> None:
         replace(COPIES, copies_rate=rate)
 
 
-def test_networks_that_are_no_copies_have_no_rate_of_copies() -> None:
-    with pytest.raises(ConfigurationError, match="start is random: use copies or nearest"):
-        Plan(copies_rate=0.5)
+def test_networks_that_are_no_copies_learn_at_the_full_rate() -> None:
+    fresh = replace(COPIES, start="random")
+    (_, full), (_, rates) = learned(fresh), learned(replace(fresh, copies_rate=0.25))
+    assert torch.equal(rates, full)

@@ -145,8 +145,8 @@ def test_list_tells_what_presets_set(capsys: pytest.CaptureFixture[str]):
     found = json.loads(told)["presets"]
     assert found.keys() == NAMED.keys()
     assert found["digits"]["default"] == {"run": ["split-digits"]}
-    assert found["cifar"]["network"] == {"backbone": "resnet9", "width": 0.25}
-    assert found["cifar"]["recipe"]["augmentation.jitter"] == 0.1
+    assert found["cifar"]["network"] == {"backbone": "resnet9", "width": 0.225}
+    assert found["cifar"]["recipe"]["augmentation.jitter"] == 0.3
     assert found["cifar"]["firefly"]["start"] == "copies"
     assert found["thin-mlp"]["network"] == {"backbone": "mlp", "constant_width": 4}
     assert found["thin-mlp"]["default"] == {"grow": ["split-digits"]}

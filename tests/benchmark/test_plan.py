@@ -101,7 +101,7 @@ def test_a_named_preset_stands_in_for_the_scenarios():
     firefly, ewc = cells_of(asked)
     expected = NAMED["cifar"].of("firefly")
     assert asked.scenario == "split-digits"
-    assert (firefly.backbone, firefly.width, firefly.budget) == ("resnet9", 0.25, expected.budget)
+    assert (firefly.backbone, firefly.width, firefly.budget) == ("resnet9", 0.225, expected.budget)
     assert firefly.options == expected.options and ewc.options == {} and ewc.budget is None
     assert firefly.recipe == ewc.recipe
     assert (ewc.recipe["epochs"], ewc.recipe["cutmix"]) == (3, 0.5)  # what is asked goes over it

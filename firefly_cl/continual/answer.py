@@ -12,6 +12,7 @@ from firefly_cl.continual.learner import EVALUATION_BATCH
 from firefly_cl.continual.views import Views
 from firefly_cl.errors import DataError
 from firefly_cl.network.modes import evaluation
+from firefly_cl.scenarios import normalise
 
 
 @torch.no_grad()
@@ -40,7 +41,8 @@ def answer(
         for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
+            inputs = normalise(plain, mean, std).to(device)
             with torch.autocast(device.type, enabled=False):
-                each = (forward(x.to(device)).float() for x in views.of(plain, mean, std))
+                each = (forward(x).float() for x in views.of(inputs, mean, std))
                 parts.append((sum(each, torch.zeros((), device=device)) / len(views)).cpu())
     return torch.cat(parts)

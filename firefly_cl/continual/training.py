@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,7 @@ from firefly_cl.continual.precision import Precision, lay_out
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.continual.snapshot import Snapshots, State
 from firefly_cl.continual.training_state import restore_training, training_state
+from firefly_cl.continual.views import Views
 from firefly_cl.errors import DataError, DivergenceError, FileError
 from firefly_cl.scenarios import Batches, Images, images_of, normalise
 
@@ -51,8 +53,9 @@ class TrainingPlugin(SupervisedPlugin):
     the recipe's augmentation, sets the number of epochs and the learning rate of every step,
     forgets the optimizer's state where an experience begins, mixes images, runs forward and
     loss of training steps under autocast, and tells `progress` after every epoch. Evaluation is
-    in float32 without augmentation. Loaders of unknown kinds, and those whose items hold more
-    than image, label and task, stay as they are; uint8 batches of theirs are normalised.
+    in float32 without augmentation, by the recipe's views of an image. Loaders of unknown kinds,
+    and those whose items hold more than image, label and task, stay as they are; uint8 batches of
+    theirs are normalised.
 
     `pixels` None takes the images of the stream for inputs already (uint8 is divided by 255).
 
@@ -240,6 +243,21 @@ class TrainingPlugin(SupervisedPlugin):
     def before_eval_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Normalise what another loader has left as uint8."""
         strategy.mbatch[0] = self.inputs(strategy.mbatch[0])
+
+    def after_eval_forward(self, strategy: Any, **kwargs: object) -> None:
+        """Answer by the mean over the recipe's views of the images."""
+        inputs, pixels = strategy.mbatch[0], self.pixels
+        views = Views(self.recipe.mirrored and (pixels is None or pixels.flip), self.recipe.shifted)
+        if len(views) == 1 or inputs.dim() != 4:
+            return
+        pixels = pixels or Pixels.as_they_are(inputs.shape[1])
+        total = strategy.mb_output
+        for view in itertools.islice(
+            views.fit(inputs.shape[1:]).of(inputs, pixels.mean, pixels.std), 1, None
+        ):
+            strategy.mbatch[0] = view
+            total = total + strategy.forward()
+        strategy.mbatch[0], strategy.mb_output = inputs, total / len(views)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images of any loader as the model gets them: normalised where they are uint8."""

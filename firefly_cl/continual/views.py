@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import normalise
@@ -42,15 +42,23 @@ class Views:
             )
         return self
 
-    def of(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Iterator[Tensor]:
-        """The views, normalised (n, C, H, W) float32 each, of images uint8 or in [0, 1].
+    def of(self, inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> Iterator[Tensor]:
+        """The views, each as `inputs`: images (n, C, H, W) that `mean` and `std` have normalised.
 
-        Written anew: strides may steer which kernel runs, hence the last bits of an answer.
+        The first are the inputs themselves.
         """
-        height, width = images.shape[-2:]
-        margin = self.shifted
-        framed = normalise(pad(images, (margin,) * 4) if margin else images, mean, std)
-        for y, x in [(margin, margin), *self._shifts()]:
+        yield inputs
+        if self.mirrored:
+            yield inputs.flip(-1)
+        if not self.shifted:
+            return
+        margin, (height, width) = self.shifted, inputs.shape[-2:]
+        black = normalise(torch.zeros(1, inputs.shape[1], 1, 1), mean, std).to(inputs.device)
+        shape = (*inputs.shape[:2], height + 2 * margin, width + 2 * margin)
+        framed = black.expand(shape).clone()
+        framed[..., margin:-margin, margin:-margin] = inputs
+        for y, x in self._shifts():
+            # written anew: strides may steer which kernel runs, hence the last bits of an answer
             view = framed[..., y : y + height, x : x + width].contiguous()
             yield view
             if self.mirrored:
@@ -58,6 +66,4 @@ class Views:
 
     def _shifts(self) -> list[tuple[int, int]]:
         ends = (0, self.shifted, 2 * self.shifted)
-        if not self.shifted:
-            return []
         return [(y, x) for y in ends for x in ends if (y, x) != (self.shifted, self.shifted)]

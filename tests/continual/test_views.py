@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from avalanche.training.plugins import SupervisedPlugin
+from growing_streams import RECIPE
 from torch import Tensor, nn
 
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import Setup
+from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.recipe import Recipe
+from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.views import Views
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import Scenario, normalise
@@ -45,7 +52,7 @@ def test_views_are_the_image_and_its_shifts_each_once(
     steps = {0, shifted, -shifted}
     expected = [moved(images, down, right) for down in steps for right in steps]
     expected += [view.flip(-1) for view in expected] if mirrored else []
-    found = list(views.of(images, MEAN, STD))
+    found = list(views.of(normalise(images, MEAN, STD), MEAN, STD))
     assert len(found) == len(views) == len(expected)
     assert torch.equal(found[0], normalise(images, MEAN, STD))
     wanted = {normalise(view, MEAN, STD).numpy().tobytes() for view in expected}
@@ -59,10 +66,49 @@ def test_an_answer_is_the_mean_of_the_logits_of_all_views(images: Tensor) -> Non
     shape = images.shape[1:]
     found = answer(net, net, images, image_shape=shape, mean=MEAN, std=STD, views=views)
     with torch.no_grad():
-        all_views = [net(view) for view in views.of(images, MEAN, STD)]
+        inputs = normalise(images, MEAN, STD)
+        all_views = [net(view) for view in views.of(inputs, MEAN, STD)]
     torch.testing.assert_close(found, torch.stack(all_views).mean(0))
     again = answer(net, net, images[:2], image_shape=shape, mean=MEAN, std=STD, views=views)
     torch.testing.assert_close(again, found[:2])
+
+
+class Outputs(SupervisedPlugin):
+    """What the strategy answered in evaluation, and the inputs that it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+
+    def after_eval_iteration(self, strategy: Any, **kwargs: object) -> None:
+        self.inputs.append(strategy.mb_x)
+        self.outputs.append(strategy.mb_output)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_avalanches_evaluation_answers_by_the_views_of_the_recipe(
+    digits: Scenario, flip: bool
+) -> None:
+    outputs, pixels = Outputs(), Pixels(digits.mean, digits.std, flip)
+    recipe = replace(RECIPE, mirrored=True, shifted=1)
+    strategy = FireflyStrategy(
+        model=nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2)),
+        example_input=torch.zeros(2, 1, 8, 8),
+        recipe=recipe,
+        pixels=pixels,
+        plugins=[outputs],
+        evaluator=None,
+    )
+    benchmark = digits.benchmark()
+    strategy.train(benchmark.train_stream[0])
+    strategy.eval(benchmark.test_stream[:1])
+    views = Views(flip, 1)
+    for x, found in zip(outputs.inputs, outputs.outputs, strict=True):
+        with torch.no_grad():
+            each = [strategy.net(view) for view in views.of(x, pixels.mean, pixels.std)]
+        assert len(each) == (18 if flip else 9)
+        torch.testing.assert_close(found, torch.stack(each).mean(0))
 
 
 def test_shifts_that_leave_nothing_are_refused_before_training(digits: Scenario) -> None:

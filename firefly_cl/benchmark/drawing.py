@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from firefly_cl.benchmark.plots import MUTED, PANEL, STYLE, owner_bar, owner_colours, short, stack
+from firefly_cl.benchmark.figure_style import MUTED, PANEL, STYLE, short
+from firefly_cl.benchmark.owner_widths import owner_bar, owner_colours, stack
 
 if TYPE_CHECKING:
     from firefly_cl.network.readings import Reading

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from firefly_cl.benchmark.configuration import digest
+from firefly_cl.benchmark.figure_style import GRID, MARKERS, MUTED, SERIES, STYLE, Draw, Size
 from firefly_cl.benchmark.labels import PRICE, label_among
-from firefly_cl.benchmark.plots import GRID, MARKERS, MUTED, SERIES, STYLE, Draw, Size
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.report import ScenarioSummary

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from firefly_cl.benchmark import plots
+from firefly_cl.benchmark import figure_style, plots
 from firefly_cl.benchmark.comparison import CONTROL, compare
 from firefly_cl.benchmark.configuration import flat
 from firefly_cl.benchmark.exports import as_csv, as_latex, side_tables_latex
@@ -73,11 +73,11 @@ _LATENCY_NOTE = (
 
 # Colours that figures are drawn in -> the page's variables, so that they follow its theme.
 _THEME = {
-    plots.INK: "var(--ink)",
-    plots.MUTED: "var(--muted)",
-    plots.GRID: "var(--rule)",
-    plots.PANEL: "var(--page)",
-    **{colour: f"var(--s{i})" for i, colour in enumerate(plots.SERIES)},
+    figure_style.INK: "var(--ink)",
+    figure_style.MUTED: "var(--muted)",
+    figure_style.GRID: "var(--rule)",
+    figure_style.PANEL: "var(--page)",
+    **{colour: f"var(--s{i})" for i, colour in enumerate(figure_style.SERIES)},
 }
 _DARK_SERIES = (
     "#4aa8e0",
@@ -116,7 +116,7 @@ def write_page(path: Path, groups: Sequence[ScenarioSummary]) -> list[Path]:
             write_atomic(file, text.encode())
             written.append(file)
         for name, (title, draw) in {**plots.FIGURES, **FRONTIERS}.items():
-            wide, narrow = draw(group, plots.WIDE), draw(group, plots.NARROW)
+            wide, narrow = draw(group, figure_style.WIDE), draw(group, figure_style.NARROW)
             if wide is None or narrow is None:
                 continue
             image = path.with_name(f"{stem}-{name}.png")
@@ -335,7 +335,7 @@ def _shown(value: object) -> str:
 
 
 def _page(sections: Sequence[str]) -> str:
-    light = "".join(f"--s{i}:{colour};" for i, colour in enumerate(plots.SERIES))
+    light = "".join(f"--s{i}:{colour};" for i, colour in enumerate(figure_style.SERIES))
     dark = "".join(f"--s{i}:{colour};" for i, colour in enumerate(_DARK_SERIES))
     style = _STYLE.replace("/*light*/", light).replace("/*dark*/", dark)
     body = "\n".join(sections)

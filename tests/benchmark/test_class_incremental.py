@@ -15,7 +15,7 @@ from benchmark_fakes import FakeLearner, ResumableFake, cell, record, scenario
 from rich.console import Console
 from torch import Tensor
 
-from firefly_cl.benchmark import plots
+from firefly_cl.benchmark import figure_style, plots
 from firefly_cl.benchmark.cell import run_cell
 from firefly_cl.benchmark.class_incremental import LOGIT, PROBABILITY, evaluate, log_odds
 from firefly_cl.benchmark.exports import as_csv, side_tables_latex
@@ -208,4 +208,4 @@ def test_nothing_is_told_where_nothing_was_asked(tmp_path: Path) -> None:
     assert "class_incremental_accuracy" not in group.as_json()[0]
     (line,) = csv.DictReader(io.StringIO(as_csv(group)))
     assert line["class_incremental_accuracy"] == ""
-    assert plots.FIGURES["class-incremental"][1](group, plots.WIDE) is None
+    assert plots.FIGURES["class-incremental"][1](group, figure_style.WIDE) is None

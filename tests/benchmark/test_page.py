@@ -12,7 +12,7 @@ from benchmark_fakes import record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
-from firefly_cl.benchmark import plots
+from firefly_cl.benchmark import figure_style, heat_maps, plots
 from firefly_cl.benchmark.page import write_page
 from firefly_cl.benchmark.report import ScenarioSummary, summaries
 from firefly_cl.errors import FileError
@@ -97,10 +97,10 @@ def test_light_dark_and_phone(page: Path):
     # no colour of the light theme is left in a figure
     for figure in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
         assert not set(re.findall(r"#[0-9a-f]{6}\b", figure)) & {
-            plots.INK,
-            plots.MUTED,
-            plots.GRID,
-            plots.PANEL,
+            figure_style.INK,
+            figure_style.MUTED,
+            figure_style.GRID,
+            figure_style.PANEL,
         }
 
 
@@ -122,14 +122,14 @@ def test_redrawing_changes_no_byte(page: Path, tmp_path: Path):
 
 def test_a_learner_that_answers_only_at_the_end_is_one_point():
     waiting = replace(record("joint", n_tasks=3), accuracy=[[None] * 3, [None] * 3, [0.5] * 3])
-    figure = plots.accuracy_over_tasks(summaries([waiting])[0], plots.WIDE)
+    figure = plots.accuracy_over_tasks(summaries([waiting])[0], figure_style.WIDE)
     assert figure is not None
     (line,) = figure.axes[0].get_lines()
     assert (list(line.get_xdata()), list(line.get_ydata())) == ([3], [50.0])
 
 
 def test_the_nearest_older_tasks_are_framed():
-    figure = plots.nearest_tasks(group(4, 1), plots.WIDE)
+    figure = heat_maps.nearest_tasks(group(4, 1), figure_style.WIDE)
     assert figure is not None
     panel = figure.axes[0]
     frames = [patch.get_xy() for patch in panel.patches if isinstance(patch, Rectangle)]
@@ -145,10 +145,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
         write_page(tmp_path / "file" / "report.html", [group(2, 1)])
 
 
-@pytest.mark.parametrize("size", [plots.WIDE, plots.NARROW], ids=lambda size: size.name)
+@pytest.mark.parametrize(
+    "size", [figure_style.WIDE, figure_style.NARROW], ids=lambda size: size.name
+)
 @pytest.mark.parametrize("name", plots.FIGURES)
 @pytest.mark.parametrize(("tasks", "strategies"), [(20, 7), (1, 1), (10, 4)])
-def test_no_labels_overlap(name: str, size: plots.Size, tasks: int, strategies: int):
+def test_no_labels_overlap(name: str, size: figure_style.Size, tasks: int, strategies: int):
     figure = plots.FIGURES[name][1](group(tasks, strategies), size)
     if figure is None:
         assert (name in ("widths", "reuse", "nearest") and tasks == 1) or name.startswith("rounds")

@@ -32,17 +32,19 @@ test: lint
 		--benchmark-disable $(TESTS)
 
 report: $(VENV)/.installed
-	$(BIN)/firefly-cl report benchmarks/records --markdown README.md \
-		--html docs/results/report.html
+	$(BIN)/firefly-cl report benchmarks/records benchmarks/accuracy --markdown README.md \
+		--grid benchmarks/accuracy.toml --html docs/results/report.html
 	$(if $(wildcard benchmarks/records/growth),\
 		$(BIN)/firefly-cl report benchmarks/records/growth --markdown docs/growth.md)
 	$(if $(wildcard benchmarks/class_incremental),\
 		$(BIN)/firefly-cl report benchmarks/class_incremental --markdown docs/benchmark.md)
+	$(if $(wildcard benchmarks/earlier/baselines),\
+		$(BIN)/firefly-cl report benchmarks/earlier/baselines --markdown docs/baselines.md)
 	$(if $(wildcard benchmarks/ablations),\
 		$(BIN)/firefly-cl report benchmarks/ablations --markdown docs/ablations.md \
 		--grid benchmarks/ablations.toml)
 	$(if $(wildcard benchmarks/accuracy),\
-		$(BIN)/firefly-cl report benchmarks/accuracy --markdown docs/accuracy.md \
+		$(BIN)/firefly-cl report benchmarks/accuracy benchmarks/earlier/accuracy --markdown docs/accuracy.md \
 		--grid benchmarks/accuracy.toml)
 	$(if $(wildcard benchmarks/stage_widths),\
 		$(BIN)/python benchmarks/stage_widths.py --draw)

@@ -35,11 +35,16 @@ def test_the_example_learns_and_forgets_nothing(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("records", "page", "grid"),
     [
-        ("benchmarks/records", "README.md", None),
+        ("benchmarks/records benchmarks/accuracy", "README.md", "benchmarks/accuracy.toml"),
+        ("benchmarks/earlier/baselines", "docs/baselines.md", None),
         ("benchmarks/records/growth", "docs/growth.md", None),
         ("benchmarks/class_incremental", "docs/benchmark.md", None),
         ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),
-        ("benchmarks/accuracy", "docs/accuracy.md", "benchmarks/accuracy.toml"),
+        (
+            "benchmarks/accuracy benchmarks/earlier/accuracy",
+            "docs/accuracy.md",
+            "benchmarks/accuracy.toml",
+        ),
     ],
 )
 def test_tables_are_drawn_from_the_published_records(
@@ -48,7 +53,8 @@ def test_tables_are_drawn_from_the_published_records(
     published = (ROOT / page).read_text()
     drawn = tmp_path / "page.md"
     drawn.write_text(published)
-    arguments = ["report", str(ROOT / records), "--markdown", str(drawn)]
+    folders = [str(ROOT / folder) for folder in records.split()]
+    arguments = ["report", *folders, "--markdown", str(drawn)]
     arguments += [] if grid is None else ["--grid", str(ROOT / grid)]
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)

@@ -79,14 +79,13 @@ class Setup:
     snapshots: Snapshots = field(default_factory=Snapshots)
 
     def __post_init__(self) -> None:
-        """Raise ConfigurationError for views that the images do not have."""
-        self.views  # noqa: B018
+        """Raise ConfigurationError for shifts that leave nothing of an image."""
+        Views(shifted=self.recipe.shifted).fit(self.scenario.image_shape)
 
     @property
     def views(self) -> Views:
-        """The views of an image that an answer is the mean of; raises ConfigurationError."""
-        views = Views(self.recipe.mirrored and self.scenario.flip, self.recipe.shifted)
-        return views.fit(self.scenario.image_shape)
+        """The views of an image that an answer is the mean of."""
+        return Views(self.recipe.mirrored and self.scenario.flip, self.recipe.shifted)
 
 
 class Learner(Protocol):

@@ -5,26 +5,24 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from firefly_cl.continual.learner import EVALUATION_BATCH
+from firefly_cl.continual.held_out import HeldOut, plain_batches, training_of
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import COPYING, Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.snapshot import State
-from firefly_cl.continual.training import TrainingPlugin, experience_seed
+from firefly_cl.continual.training import experience_seed
 from firefly_cl.errors import (
     BudgetTooSmall,
     ConfigurationError,
@@ -47,8 +45,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     It trains only the units of the newest task, grows them on a schedule, and freezes them
     when the experience ends, so that no later training can change what the task answers.
-    Whether growth goes on is decided on validation images: those of the benchmark's validation
-    stream or, where there is none, a share held out of the experience's own training images.
+    Whether growth goes on is decided on images that are `held_out`.
 
     `latency` holds the timings that growth was charged by, where it is counted in latency.
     `events` tells what every growth step and every pruning did; `seconds` adds up per phase.
@@ -71,6 +68,7 @@ class FireflyPlugin(SupervisedPlugin):
         self.budget = budget
         self.n_tasks = n_tasks
         self.seed = seed
+        self.held_out = HeldOut(self.plan.validation)
         self.criterion = criterion_of(self.plan.criterion, self.plan.settings)
         self.latency: LatencyTable | None = None
         if self.plan.cost == LATENCY:
@@ -79,8 +77,6 @@ class FireflyPlugin(SupervisedPlugin):
         self.events: list[dict[str, object]] = []
         self.observer: Observer | None = None
         self.seconds: dict[str, float] = defaultdict(float, grow=0.0)
-        self._held_out: Any = None
-        self._validation: list[list[Tensor]] = []
         self._limit: int | None = None
         self._epoch = 0
         self._due: set[int] = set()
@@ -102,32 +98,21 @@ class FireflyPlugin(SupervisedPlugin):
         model = _model(strategy)
         model.total = self.budget
         self._limit = model.budget = self._share(strategy)
-        self._held_out = _validation_of(strategy.experience)
-        if self._held_out is None and self.plan.validation:
-            self._hold_out(strategy)
+        self.held_out.choose(strategy, self._generator(strategy))
         model.source = self._nearest(strategy)
-        if self._held_out is None and self.plan.prune_at and self.plan.prune_tolerance:
+        if not self.held_out and self.plan.prune_at and self.plan.prune_tolerance:
             number = getattr(strategy.experience, "current_experience", "?")
             raise ConfigurationError(
                 f"experience {number} has no validation images, which decide how far it is pruned: "
                 "hold some out (validation above 0) or leave prune_tolerance empty"
             )
 
-    def _hold_out(self, strategy: Any) -> None:
-        dataset = strategy.adapted_dataset
-        n = len(dataset)
-        order = torch.randperm(n, generator=self._generator(strategy)).tolist()
-        held = min(round(self.plan.validation * n), n - 2)
-        if held > 0:
-            self._held_out = dataset.subset(sorted(order[:held])).eval()
-            strategy.adapted_dataset = dataset.subset(sorted(order[held:]))
-
     def _nearest(self, strategy: Any) -> int | None:
         """The older task whose copies the new one begins with, where the plan leaves it to them."""
         net = _model(strategy).net
         if self.plan.start != "nearest" or not any(task.frozen for task in net.tasks):
             return None
-        found = probe_accuracies(net, self._batches(strategy, strategy.adapted_dataset.eval()))
+        found = probe_accuracies(net, plain_batches(strategy, strategy.adapted_dataset.eval()))
         source = max(range(len(found)), key=found.__getitem__)
         event = {"task": len(net.tasks), "epoch": 0, "source": source, "probe_accuracies": found}
         self._tell(event)
@@ -138,7 +123,7 @@ class FireflyPlugin(SupervisedPlugin):
         net = _model(strategy).net
         copied = net.current > 0 and self.plan.start in COPYING
         _train_only(strategy.optimizer, net.trainable(), self.plan.copies_rate if copied else 1.0)
-        training = _training(strategy)  # which sets the strategy's epochs later than this
+        training = training_of(strategy)  # which sets the strategy's epochs later than this
         epochs = strategy.train_epochs if training is None else training.recipe.epochs
         self._due = _epochs_at(self.plan.grow_at, epochs)
         self._selections = _epochs_at(self.plan.select_at, epochs)
@@ -146,12 +131,11 @@ class FireflyPlugin(SupervisedPlugin):
         self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
         self._seconds_before = dict(self.seconds)
-        held = self._held_out
-        self._validation = [] if held is None else list(self._batches(strategy, held))
+        self.held_out.load(strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Begin the schedule of the learning rate anew after each change, if so planned."""
-        training = _training(strategy)
+        training = training_of(strategy)
         if not self.plan.restart or training is None or self._epoch not in self._rounds[:-1]:
             return
         end = self._rounds[self._rounds.index(self._epoch) + 1]
@@ -170,7 +154,7 @@ class FireflyPlugin(SupervisedPlugin):
     def _grow_or_stop(self, strategy: Any) -> None:
         started = time.perf_counter()
         net = _model(strategy).net
-        loss, accuracy = self.validate(strategy)
+        loss, accuracy = self.held_out.measure(net)
         if loss is not None and self._last_loss is not None:
             if self._last_loss - loss < self.plan.patience * self._last_loss:
                 self._due = set()
@@ -217,7 +201,7 @@ class FireflyPlugin(SupervisedPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Freeze the task."""
         _model(strategy).net.freeze()
-        self._validation, self._held_out = [], None
+        self.held_out.clear()
 
     # --- going on inside a task -------------------------------------------------------------------
 
@@ -303,7 +287,7 @@ class FireflyPlugin(SupervisedPlugin):
                 Budget(amount, self.plan.cost, room, self.latency),
                 self._generator(strategy),
                 autocast,
-                self._validation,
+                self.held_out.batches,
             )
         except (BudgetTooSmall, NothingToGrow):
             return None
@@ -334,7 +318,7 @@ class FireflyPlugin(SupervisedPlugin):
         loss, autocast = _loss(strategy), _autocast(strategy)
 
         def accuracy(net: FireflyNet) -> float:
-            return self.validate(strategy, net)[1] or 0.0
+            return self.held_out.measure(net)[1] or 0.0
 
         def pruned() -> tuple[Pruning, dict[str, object]]:
             sought: dict[str, object] = {}
@@ -361,7 +345,7 @@ class FireflyPlugin(SupervisedPlugin):
         """
         started = time.perf_counter()
         net = _model(strategy).net
-        event, own = self._event(net, *self.validate(strategy)), self._own(net)
+        event, own = self._event(net, *self.held_out.measure(net)), self._own(net)
         try:
             found, told = act()
         except (NothingToPrune, NothingToSelect):
@@ -376,33 +360,6 @@ class FireflyPlugin(SupervisedPlugin):
         """Let the optimizer's state go with the parameters."""
         for edit in edits:
             migrate(strategy.optimizer, edit)
-
-    @torch.no_grad()
-    def validate(
-        self, strategy: Any, net: FireflyNet | None = None
-    ) -> tuple[float | None, float | None]:
-        """Mean cross entropy and accuracy on the validation images; None if there are none.
-
-        net: a copy of the strategy's network to ask instead of it.
-        """
-        if not self._validation:
-            return None, None
-        net = _model(strategy).net if net is None else net
-        total, right, n = 0.0, 0, 0
-        with evaluation(net):
-            for x, y in self._validation:
-                logits = net(x).float()
-                total += float(F.cross_entropy(logits, y, reduction="sum"))
-                right += int((logits.argmax(1) == y).sum())
-                n += len(y)
-        return total / n, right / n
-
-    def _batches(self, strategy: Any, dataset: Any) -> Iterator[list[Tensor]]:
-        """Inputs and labels of a dataset, unaugmented, on the device of the strategy."""
-        training, loader = _training(strategy), DataLoader(dataset, batch_size=EVALUATION_BATCH)
-        batches = loader if training is None else training.plain_batches(dataset, strategy.device)
-        for batch in batches:
-            yield [part.to(strategy.device) for part in batch[:2]]
 
     def _own(self, net: FireflyNet) -> float:
         """What the newest task has by now, in the currency of growth budgets."""
@@ -421,7 +378,7 @@ def _epochs_at(shares: Sequence[float], epochs: int) -> set[int]:
 
 def _loss(strategy: Any) -> Loss:
     """The strategy's criterion on one of its batches, whose images are as in training."""
-    training = _training(strategy)
+    training = training_of(strategy)
 
     def loss(model: Any, batch: list[Tensor]) -> Tensor:
         x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
@@ -435,7 +392,7 @@ def _loss(strategy: Any) -> Loss:
 
 def _autocast(strategy: Any) -> Autocast:
     """The precision of the recipe, where there is one."""
-    training = _training(strategy)
+    training = training_of(strategy)
 
     def autocast() -> AbstractContextManager[Any]:
         if training is None:
@@ -443,10 +400,6 @@ def _autocast(strategy: Any) -> Autocast:
         return Precision.of(training.recipe, strategy.device).forward(strategy.device)
 
     return autocast
-
-
-def _training(strategy: Any) -> TrainingPlugin | None:
-    return next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
 
 
 def _model(strategy: Any) -> FireflyModel:
@@ -457,17 +410,6 @@ def _model(strategy: Any) -> FireflyModel:
             "with FireflyModel.wrap(model, example_input, plan)"
         )
     return model
-
-
-def _validation_of(experience: Any) -> Any:
-    """The dataset of an experience's counterpart in the validation stream, if there is one."""
-    benchmark = getattr(experience, "benchmark", None)
-    stream = getattr(benchmark, "valid_stream", None)
-    number = getattr(experience, "current_experience", None)
-    if not stream or number is None:
-        return None
-    dataset = stream[number].dataset
-    return dataset.eval() if len(dataset) else None
 
 
 def _train_only(

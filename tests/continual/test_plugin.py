@@ -205,13 +205,14 @@ def test_held_out_images_are_never_learnt(recipe: Any, valid: bool) -> None:
     strategy = growing(plan=plan, recipe=recipe, plugins=[watch], train_epochs=2, train_mb_size=16)
     strategy.firefly.criterion = recorder
     judged: list[Tensor] = []
-    plain = strategy.firefly.validate
+    held_out = strategy.firefly.held_out
+    plain = held_out.measure
 
-    def validate(template: Any) -> tuple[float | None, float | None]:
-        judged.extend(batch[0].clone() for batch in strategy.firefly._validation)
-        return plain(template)
+    def measure(net: FireflyNet) -> tuple[float | None, float | None]:
+        judged.extend(batch[0].clone() for batch in held_out.batches)
+        return plain(net)
 
-    strategy.firefly.validate = validate  # type: ignore[method-assign]
+    held_out.measure = measure  # type: ignore[method-assign]
     benchmark = stream_of(TASKS, valid=valid)
     for experience in benchmark.train_stream:
         watch.seen.clear()
@@ -308,7 +309,7 @@ def test_stops_by_the_validation_loss(losses: tuple[float, ...], grown: int) -> 
     recorder = Recorder()
     strategy.firefly.criterion = recorder
     told: Iterator[float] = iter(())
-    strategy.firefly.validate = lambda template: (next(told), 0.5)  # type: ignore[method-assign]
+    strategy.firefly.held_out.measure = lambda net: (next(told), 0.5)  # type: ignore[method-assign]
     for experience in stream_of(TASKS[:2]).train_stream:
         told, recorder.calls = iter(losses), 0
         strategy.train(experience)
@@ -322,7 +323,7 @@ def test_validation_is_of_the_newest_task() -> None:
 
     class Judge(SupervisedPlugin):
         def after_training_epoch(self, template: Any, **kwargs: object) -> None:
-            found.append(strategy.firefly.validate(template))
+            found.append(strategy.firefly.held_out.measure(template.model.net))
             assert template.model.net.training
 
     strategy.plugins.append(Judge())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
+from firefly_cl.continual.precision import answering_layout
 from firefly_cl.continual.views import Views
 from firefly_cl.errors import DataError
 from firefly_cl.network.modes import evaluation
@@ -28,21 +29,21 @@ def answer(
 ) -> Tensor:
     """Logits (n, classes) of `forward`, float32 on the CPU, for images (n, C, H, W) uint8.
 
-    In evaluation mode of `module`, in batches of a fixed size, in float32: the mean over `views`,
-    that of the image alone unless told. Raises DataError for images of another shape.
+    In evaluation mode of `module`, in batches of at most a fixed size, in float32: the mean over
+    `views`, that of the image alone unless told. Raises DataError for images of another shape.
     """
     if tuple(images.shape[1:]) != tuple(image_shape):
         raise DataError(
             f"images are {tuple(images.shape[1:])}; the model expects {tuple(image_shape)}"
         )
     device, views = next(module.parameters()).device, views or Views()
-    parts = []
+    layout, parts = answering_layout(module, device), []
     with evaluation(module) if module.training else nullcontext():
         for chunk in torch.split(images, EVALUATION_BATCH):
             # Written anew: strides may steer which kernel runs, hence the last bits.
             plain = torch.empty(chunk.shape, dtype=chunk.dtype).copy_(chunk)
             inputs = normalise(plain, mean, std).to(device)
             with torch.autocast(device.type, enabled=False):
-                each = (forward(x).float() for x in views.of(inputs, mean, std))
-                parts.append((sum(each, torch.zeros((), device=device)) / len(views)).cpu())
+                logits = views.answer(forward, inputs, mean, std, EVALUATION_BATCH, layout)
+            parts.append(logits.cpu())
     return torch.cat(parts)

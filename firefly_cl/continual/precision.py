@@ -1,4 +1,4 @@
-"""Number format and memory layout of training, as the hardware does best."""
+"""Number format and memory layout of training and answers, as the hardware does best."""
 
 from __future__ import annotations
 
@@ -72,6 +72,12 @@ class Precision:
         # The weights change at every step: a cache of their casts would never be hit.
         with torch.autocast(device.type, dtype=self.autocast, cache_enabled=False):
             yield
+
+
+def answering_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Memory layout of the images that `model` answers in float32, as fast as is safe."""
+    plain = Precision(None, channels_last=device.type == "cpu").safe_for(model)
+    return torch.channels_last if plain.channels_last else torch.contiguous_format
 
 
 @torch.no_grad()

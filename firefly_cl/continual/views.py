@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,28 @@ class Views:
             yield view
             if self.mirrored:
                 yield view.flip(-1)
+
+    def answer(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        most: int,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Mean logits (n, classes), float32, over the views of `inputs`, which are as for `of`.
+
+        `forward` is asked about several views at once, as many as make a batch of at most `most`
+        images, in the memory layout `layout`.
+        """
+        n, views = len(inputs), self.of(inputs, mean, std)
+        sums: list[Tensor] = []
+        while some := list(itertools.islice(views, max(1, most // max(n, 1)))):
+            batch = torch.cat(some) if len(some) > 1 else some[0]
+            logits = forward(batch.contiguous(memory_format=layout)).float()
+            sums.append(logits.reshape(len(some), n, *logits.shape[1:]).sum(0))
+        return torch.stack(sums).sum(0) / len(self)
 
     def _shifts(self) -> list[tuple[int, int]]:
         ends = (0, self.shifted, 2 * self.shifted)

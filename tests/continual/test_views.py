@@ -73,6 +73,24 @@ def test_an_answer_is_the_mean_of_the_logits_of_all_views(images: Tensor) -> Non
     torch.testing.assert_close(again, found[:2])
 
 
+@pytest.mark.parametrize(("most", "sizes"), [(1, [5] * 18), (12, [10] * 9), (256, [90])])
+def test_views_are_asked_about_in_batches_of_a_size(
+    images: Tensor, most: int, sizes: list[int]
+) -> None:
+    views, seen = Views(mirrored=True, shifted=2), []
+
+    def forward(x: Tensor) -> Tensor:
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        seen.append(len(x))
+        return x.flatten(1).cumsum(1)
+
+    inputs = normalise(images, MEAN, STD)
+    found = views.answer(forward, inputs, MEAN, STD, most, torch.channels_last)
+    assert seen == sizes
+    each = [view.flatten(1).cumsum(1) for view in views.of(inputs, MEAN, STD)]
+    torch.testing.assert_close(found, torch.stack(each).mean(0))
+
+
 class Outputs(SupervisedPlugin):
     """What the strategy answered in evaluation, and the inputs that it was asked about."""
 

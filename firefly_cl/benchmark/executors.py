@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from firefly_cl.errors import FileError
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """What libraries read, when they are loaded, to know how many threads they may have."""
+
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
+"""What CUDA reads, when it is loaded, to know which GPUs it may use."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class LocalProcesses:
     """Runs `workers` jobs at a time on this machine, each in a fresh process of this Python.
 
     The cores are divided among the workers, a thread at least for each. A begun run keeps its
-    number of threads, and waits until so many cores are free.
+    number of threads, and waits until so many cores are free. Where there are several GPUs, each
+    job of device cuda has the one that fewest others have.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class LocalProcesses:
         _check_devices(jobs)
         waiting = deque(replace(job, threads=job.threads or self.threads) for job in jobs)
         running: list[_Worker] = []
+        gpus = _gpus(jobs)
         tries: Counter[Path] = Counter()
         mail: queue.Queue[tuple[_Worker, News | None]] = queue.Queue()
         try:
@@ -118,7 +124,10 @@ class LocalProcesses:
                     waiting.remove(job)
                     tries[job.folder] += 1
                     hear(job, News("started"))
-                    running.append(_Worker(job, self.entry, mail))
+                    taken = Counter(worker.gpu for worker in running)
+                    wants = gpus if job.cell.device == "cuda" else []
+                    gpu = min(wants, key=taken.__getitem__, default=None)
+                    running.append(_Worker(job, self.entry, mail, gpu))
                 try:
                     # with a limit, for Ctrl-C is not heard on Windows while waiting without
                     worker, news = mail.get(timeout=1.0)
@@ -157,20 +166,39 @@ def _check_devices(jobs: Sequence[Job]) -> None:
             check_device(device)
 
 
+def _gpus(jobs: Sequence[Job]) -> list[str]:
+    """The GPUs of this machine that its jobs may use, where one asks for any."""
+    if all(job.cell.device != "cuda" for job in jobs):
+        return []
+    visible = os.environ.get(VISIBLE_GPUS)
+    if visible is not None:
+        return [gpu.strip() for gpu in visible.split(",") if gpu.strip()]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 class _Worker:
-    """A child process that does one job, and its news."""
+    """A child process that does one job, and its news; `gpu`: the only one that it sees."""
 
     def __init__(
-        self, job: Job, entry: tuple[str, str], mail: queue.Queue[tuple[_Worker, News | None]]
+        self,
+        job: Job,
+        entry: tuple[str, str],
+        mail: queue.Queue[tuple[_Worker, News | None]],
+        gpu: str | None,
     ) -> None:
         self.job = job
+        self.gpu = gpu
         self.concluded = False
 
         def hear(told: Answer | None) -> None:
             mail.put((self, None if told is None else News(**told)))
 
-        threads = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
-        self.child = Child(entry, job.as_text(), hear, threads)
+        variables = dict.fromkeys(THREAD_VARIABLES, str(job.threads))
+        if gpu is not None:
+            variables[VISIBLE_GPUS] = gpu
+        self.child = Child(entry, job.as_text(), hear, variables)
 
     def death(self) -> str:
         """How the process ended, in a few words."""

@@ -15,10 +15,10 @@ from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.worker import serve
 
 
-def job(folder: Path, threads: int | None = None, **options: str) -> Job:
+def job(folder: Path, threads: int | None = None, device: str = "cpu", **options: str) -> Job:
     """One whose worker behaves by `options`: die, exit, sleep."""
     folder.mkdir(parents=True, exist_ok=True)
-    cell = Cell("fake", "fake", 0, "mlp", options=options)
+    cell = Cell("fake", "fake", 0, "mlp", device=device, options=options)
     return Job(cell, folder, threads)
 
 
@@ -42,8 +42,9 @@ def act(job: Job, tell: Callable[[News], None]) -> None:
     except KeyboardInterrupt:
         mark.write_text("stopped")
         raise
-    spent = f"{began} {time.monotonic()}"
-    mark.write_text(f"{os.environ['OMP_NUM_THREADS']} {os.environ['MKL_NUM_THREADS']} {spent}")
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    seen = " ".join(os.environ.get(name, "-") for name in names)
+    mark.write_text(f"{seen} {began} {time.monotonic()}")
     tell(News("ended", done=1.0))
 
 

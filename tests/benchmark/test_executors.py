@@ -79,6 +79,30 @@ def test_a_begun_run_keeps_its_threads_and_waits_for_cores(tmp_path: Path):
     assert begun[0] >= max(first[1], last[1])  # it never fits beside another
 
 
+def gpus_of(jobs: list[Job]) -> list[str]:
+    return [told.split()[2] for one in jobs for told in told_by(one)]
+
+
+def test_workers_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("firefly_cl.benchmark.plan.check_device", lambda device: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jobs = [job(tmp_path / str(k), device="cuda", sleep="1") for k in range(3)]
+    run(local(workers=3, cores=3), *jobs)
+    assert sorted(gpus_of(jobs)[:2]) == ["0", "1"] and gpus_of(jobs)[2] in "01"
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    jobs = [job(tmp_path / f"of two {k}", device="cuda", sleep="1") for k in range(2)]
+    beside = job(tmp_path / "beside")
+    run(local(workers=3, cores=3), *jobs, beside)
+    assert sorted(gpus_of(jobs)) == ["3", "5"] and gpus_of([beside]) == ["3,5"]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    jobs = [job(tmp_path / f"of one {k}", device="cuda") for k in range(2)]
+    run(local(workers=2, cores=2), *jobs)
+    assert gpus_of(jobs) == ["4", "4"]
+
+
 def test_a_killed_worker_is_noticed_and_its_job_started_again(tmp_path: Path):
     heard = run(local(retries=2), job(tmp_path / "a", die="2"), job(tmp_path / "b"))
     again = ["started", "progress", "lost"]

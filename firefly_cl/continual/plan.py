@@ -26,8 +26,9 @@ class Plan:
     """The phases of a task.
 
     seed: own units that a later task starts with, as a share of the first task's width of the
-    same space. early: a further factor on that in spaces on the finest maps, where a unit costs
-    the most operations and older units serve best. shared: of the spaces, from the input on, the
+    same space, which growth and pruning may have changed. early: a further factor on that in
+    spaces on the finest maps, where a unit costs the most operations and older units serve best.
+    shared: of the spaces, from the input on, the
     share whose older units a later task reads; behind them it has a network of its own, which
     costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
     the units of those spaces are at first: "random", or copies of all those of the task before

@@ -345,7 +345,7 @@ def _verify(command: Verify) -> int:
     from rich.console import Console
 
     from firefly_cl.benchmark.records import find_records, plain
-    from firefly_cl.benchmark.verify import print_checks, verify
+    from firefly_cl.benchmark.verify import print_checks, unlike_here, verify
 
     if not command.runs:
         raise ConfigurationError("no run named: give one or more run folders, for example runs")
@@ -354,14 +354,15 @@ def _verify(command: Verify) -> int:
     for path in find_records(command.runs):
         folder = path.parent
         try:
-            checks = verify(folder)
+            checks, unlike = verify(folder), unlike_here(folder)
         except FileError as error:  # the other runs are checked all the same
             runs.append({"folder": str(folder), "error": _report_error(command, str(error))})
             continue
-        print_checks(folder, checks, console)
+        print_checks(folder, checks, console, unlike)
         equal = all(check.equal for check in checks)
         differences = [plain(check.difference) for check in checks]
-        runs.append({"folder": str(folder), "equal": equal, "differences": differences})
+        found = {"equal": equal, "differences": differences, "unlike": unlike}
+        runs.append({"folder": str(folder), **found})
     if command.json:
         print(json.dumps({"equal": all(run.get("equal", False) for run in runs), "runs": runs}))
     if any("error" in run for run in runs):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +67,20 @@ def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[T
     ]
 
 
+def unlike_here(folder: Path) -> list[str]:
+    """What the run had otherwise than this process: versions, commit, processor, cores.
+
+    Where there is anything, bits may differ although the files are as saved. Raises FileError.
+    """
+    from firefly_cl.benchmark.environment import hardware, versions
+
+    record = read_record(folder)
+    had = {**record.versions, **record.hardware}
+    threads, device = had.get("threads"), str(had.get("device", "cpu"))
+    here = {**versions(), **hardware(threads if isinstance(threads, int) else 1, device)}
+    return [name for name, value in had.items() if here.get(name) != value]
+
+
 def _check(task: int, name: str, found: Tensor, ended: Tensor, last: Tensor) -> TaskCheck:
     if found.shape != ended.shape:
         return TaskCheck(task, name, float("inf"), equal=False, as_saved=False)
@@ -83,8 +97,13 @@ def _bit_equal(one: Tensor, two: Tensor) -> bool:
     return torch.equal(one.contiguous().view(torch.uint8), two.contiguous().view(torch.uint8))
 
 
-def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> None:
-    """Print the largest difference of each task, and what it means if there is one."""
+def print_checks(
+    folder: Path, checks: list[TaskCheck], console: Console, unlike: Sequence[str] = ()
+) -> None:
+    """Print the largest difference of each task, and what it means if there is one.
+
+    unlike: what the run had otherwise than this process.
+    """
     from rich.table import Table
 
     console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
@@ -104,6 +123,11 @@ def print_checks(folder: Path, checks: list[TaskCheck], console: Console) -> Non
         console.print(
             f"{len(changed)} of {len(checks)} tasks changed after they ended: the strategy "
             "forgot (the files are as saved)\n"
+        )
+    elif unlike:
+        console.print(
+            f"{len(changed)} of {len(checks)} tasks changed: the run had another "
+            f"{', '.join(unlike)}, which may round differently; verify with the same\n"
         )
     else:
         console.print(

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_fakes import FakeLearner, cell, load, scenario
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from firefly_cl.benchmark.cell import run_cell
-from firefly_cl.benchmark.verify import _bit_equal, verify
+from firefly_cl.benchmark.environment import versions
+from firefly_cl.benchmark.verify import (
+    TaskCheck,
+    _bit_equal,
+    print_checks,
+    unlike_here,
+    verify,
+)
 from firefly_cl.errors import FileError
 
 
@@ -55,6 +63,20 @@ def test_forgetting_is_told_from_damage(tmp_path: Path):
     assert [check.equal for check in checks] == [True, False, True]
     assert checks[1].difference == pytest.approx(1.0)
     assert all(check.as_saved for check in checks)
+
+
+def test_another_environment_is_told_from_damage(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    assert unlike_here(folder) == []
+    changed = [TaskCheck(0, "task-0", 1e-7, equal=False, as_saved=False)]
+    print_checks(folder, changed, Console(), [])
+    assert "the files are not those that the run saved" in capsys.readouterr().out
+    monkeypatch.setattr(
+        "firefly_cl.benchmark.environment.versions", lambda: {**versions(), "commit": "other"}
+    )
+    print_checks(folder, changed, Console(width=200), unlike_here(folder))
+    assert "1 of 1 tasks changed: the run had another commit, which" in capsys.readouterr().out
 
 
 def test_bits_are_compared_not_values():

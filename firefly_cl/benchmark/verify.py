@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from firefly_cl.benchmark.configuration import differences
 from firefly_cl.benchmark.folders import MODEL_FOLDER
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.errors import FileError
@@ -75,10 +76,9 @@ def unlike_here(folder: Path) -> list[str]:
     from firefly_cl.benchmark.environment import hardware, versions
 
     record = read_record(folder)
-    had = {**record.versions, **record.hardware}
-    threads, device = had.get("threads"), str(had.get("device", "cpu"))
-    here = {**versions(), **hardware(threads if isinstance(threads, int) else 1, device)}
-    return [name for name, value in had.items() if here.get(name) != value]
+    had = record.hardware
+    here = hardware(had.get("threads", 1), had.get("device", "cpu"))
+    return [*differences(record.versions, versions()), *differences(had, here)]
 
 
 def _check(task: int, name: str, found: Tensor, ended: Tensor, last: Tensor) -> TaskCheck:

@@ -15,14 +15,14 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
-from firefly_cl.continual.held_out import HeldOut, plain_batches, training_of
+from firefly_cl.continual.held_out import HeldOut, plain_batches
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import COPYING, Plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.snapshot import State
-from firefly_cl.continual.training import experience_seed
+from firefly_cl.continual.training import experience_seed, training_of
 from firefly_cl.errors import (
     BudgetTooSmall,
     ConfigurationError,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from firefly_cl.continual.learner import EVALUATION_BATCH
-from firefly_cl.continual.training import TrainingPlugin
+from firefly_cl.continual.training import training_of
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.modes import evaluation
 
@@ -74,11 +74,6 @@ def plain_batches(strategy: Any, dataset: Any) -> Iterator[list[Tensor]]:
     batches = loader if training is None else training.plain_batches(dataset, strategy.device)
     for batch in batches:
         yield [part.to(strategy.device) for part in batch[:2]]
-
-
-def training_of(strategy: Any) -> TrainingPlugin | None:
-    """The plugin that trains a strategy by a recipe, where it has one."""
-    return next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
 
 
 def _stream_counterpart(experience: Any) -> Any:

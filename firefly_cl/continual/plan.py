@@ -25,28 +25,26 @@ COPYING = ("copies", "nearest")
 class Plan:
     """The phases of a task.
 
-    seed: own units that a later task starts with, as a share of the first task's width of the
-    same space, which growth and pruning may have changed. early: a further factor on that in
-    spaces on the finest maps, where a unit costs the most operations and older units serve best.
-    shared: of the spaces, from the input on, the
-    share whose older units a later task reads; behind them it has a network of its own, which
-    costs later tasks nothing. private: as `seed`, in the spaces that are not shared. start: what
-    the units of those spaces are at first: "random", or copies of all those of the task before
-    ("copies") or of that older task whose features tell the new classes apart best ("nearest", by
-    `probe_accuracy` on training images), which train while the originals stay frozen. copies_rate:
-    a factor on the learning rate of tasks that begin with copies; `TrainingPlugin` heeds it.
-    growth: what one growth step adds, as a share of the task's own (in the currency `cost`); a
-    step makes up for what those before it left of their budget. latency: file of the timings
-    that the currency latency is read from and measured into ("": they are kept in memory, and
-    with the model). grow_at: shares of a task's
-    epochs after which it grows. restart: whether the learning-rate schedule begins anew then.
-    patience: stop growing in a task once the validation loss fell by less than this share of
-    itself since the step before. criterion, settings: which growth criterion, and its own, as
-    values or text.
-    select_at: shares of a task's epochs after which `selection` decides which older units it goes
-    on reading. prune_at: shares after which `gates` remove some of its own units. `restart` counts
-    for both too. prune_tolerance: how far accuracy on validation images may fall by that; the price
-    is then searched for, beginning at that of `gates`. None: it is that.
+    seed: own units that a later task starts with, as a share of the first task's width of the same
+    space, which growth and pruning may have changed. early: a further factor on that in spaces on
+    the finest maps, where a unit costs the most operations and older units serve best. shared: of
+    the spaces, from the input on, the share whose older units a later task reads; behind them it
+    has a network of its own, which costs later tasks nothing. private: as `seed`, in the spaces
+    that are not shared. start: what the units of those spaces are at first: "random", or copies of
+    all those of the task before ("copies") or of that older task whose features tell the new
+    classes apart best ("nearest", by `probe_accuracy` on training images), which train while the
+    originals stay frozen. copies_rate: a factor on the learning rate of tasks that begin with
+    copies; `TrainingPlugin` heeds it. growth: what one growth step adds, as a share of the task's
+    own (in the currency `cost`); a step makes up for what those before it left of their budget.
+    latency: file of the timings that the currency latency is read from and measured into ("": they
+    are kept in memory, and with the model). grow_at: shares of a task's epochs after which it
+    grows. restart: whether the learning-rate schedule begins anew then. patience: stop growing in a
+    task once the validation loss fell by less than this share of itself since the step before.
+    criterion, settings: which growth criterion, and its own, as values or text. select_at: shares
+    of a task's epochs after which `selection` decides which older units it goes on reading.
+    prune_at: shares after which `gates` remove some of its own units. `restart` counts for both
+    too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
+    searched for, beginning at that of `gates`. None: it is that.
     validation: held out of an experience that comes without a validation stream.
     """
 

@@ -76,8 +76,8 @@ class Precision:
 
 def answering_layout(model: nn.Module, device: torch.device) -> torch.memory_format:
     """Memory layout of the images that `model` answers in float32, as fast as is safe."""
-    plain = Precision(None, channels_last=device.type == "cpu").safe_for(model)
-    return torch.channels_last if plain.channels_last else torch.contiguous_format
+    safe = Precision(None, channels_last=device.type == "cpu").safe_for(model)
+    return torch.channels_last if safe.channels_last else torch.contiguous_format
 
 
 @torch.no_grad()

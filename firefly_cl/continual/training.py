@@ -360,6 +360,11 @@ class TrainingPlugin(SupervisedPlugin):
         )
 
 
+def training_of(strategy: Any) -> TrainingPlugin | None:
+    """The plugin that trains a strategy by a recipe, where it has one."""
+    return next((p for p in strategy.plugins if isinstance(p, TrainingPlugin)), None)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 

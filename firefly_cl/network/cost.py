@@ -59,8 +59,18 @@ def flops(net: FireflyNet, task: int | None = None) -> int:
 
     Convolutions and linear layers, as torch.utils.flop_counter counts them on `net(x, task)`:
     frozen units run as one dense product, with zeros where an older unit would read a newer one.
+    Older tasks whose features a lateral head reads are counted whole, each by itself.
     """
     task = net.check_task(task)
+    total, lateral = _task_flops(net, task), net.lateral(task)
+    if lateral is not None:
+        for weight in lateral.weights.values():
+            total += 2 * weight.numel()
+        total += sum(_task_flops(net, source) for source in lateral.sources)
+    return total
+
+
+def _task_flops(net: FireflyNet, task: int) -> int:
     return sum(_old_flops(net, *pair, task) + _own_flops(net, *pair, task) for pair in _pairs(net))
 
 

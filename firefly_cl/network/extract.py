@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from firefly_cl.errors import EditError
 from firefly_cl.network.graph import MAPS, Node
+from firefly_cl.network.laterals import LateralHead, tapped
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, UnitsOf
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.space import GIVEN, Selection, channel_count, positions
@@ -25,22 +26,40 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
     that the network has not seen.
     """
     task = net.check_task(task)
+    root, graph = nn.Module(), fx.Graph()
+    x = graph.placeholder(net.nodes[0].name)
+    made = _add_task(net, task, root, graph, x, "")
+    logits = made[net.nodes[-1].name]
+    lateral = net.lateral(task)
+    if lateral is not None:
+        logits = _add_laterals(net, lateral, root, graph, x, logits)
+    graph.output(logits)
+    module = fx.GraphModule(root, graph, f"Task{task}")
+    module.graph.eliminate_dead_code()  # heads of older tasks
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module.train(net.training)
+
+
+def _add_task(
+    net: FireflyNet, task: int, root: nn.Module, graph: fx.Graph, x: fx.Node, prefix: str
+) -> dict[str, fx.Node]:
+    """Put the active units of a task into a graph; what each node became, by its name."""
     units, reads, owned = net.active_units(task), cache(net.read_units), cache(net.owned_units)
-    root = nn.Module()
-    graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     for node in net.nodes:
         inputs = [made[i] for i in node.inputs if i in made]
+        name = prefix + node.name
         if node.kind == "input":
-            made[node.name] = graph.placeholder(node.name)
+            made[node.name] = x
         elif not inputs or (node.layout and not channel_count(node.layout, units)):
             continue
-        elif node.kind == "output":
-            made[node.name] = graph.output(inputs[0])
+        elif node.kind in ("identity", "output"):
+            made[node.name] = inputs[0]
         elif node.name in net.layers:
             with torch.random.fork_rng(devices=[]):  # torch's layers draw weights, then replaced
-                root.add_module(node.name, _module(net, node, task, units, reads, owned))
-            made[node.name] = graph.call_module(node.name, (inputs[0],))
+                root.add_module(name, _module(net, node, task, units, reads, owned))
+            made[node.name] = graph.call_module(name, (inputs[0],))
         elif node.kind == "add":
             total = inputs[0]
             for term in inputs[1:]:
@@ -50,15 +69,55 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
             made[node.name] = graph.call_function(torch.cat, (inputs, 1))
         elif node.kind == "flatten":
             made[node.name] = graph.call_function(torch.flatten, (inputs[0], 1))
-        elif node.kind == "identity":
-            made[node.name] = inputs[0]
         else:
-            made[node.name] = _map(root, graph, node, inputs[0])
-    module = fx.GraphModule(root, graph, f"Task{task}")
-    return module.train(net.training)
+            made[node.name] = _map(root, graph, node, inputs[0], name)
+    return made
 
 
-def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node) -> fx.Node:
+def _add_laterals(
+    net: FireflyNet,
+    lateral: LateralHead,
+    root: nn.Module,
+    graph: fx.Graph,
+    x: fx.Node,
+    logits: fx.Node,
+) -> fx.Node:
+    """Put older tasks, and what a lateral head makes of their features, into a graph."""
+    bias: Tensor | None = lateral.bias.detach().clone()
+    for source in lateral.sources:
+        name = f"task{source}_lateral"
+        made = _add_task(net, source, root, graph, x, f"task{source}_")
+        units, owned = net.active_units(source), net.owned_units(source)
+        left, parts, columns = lateral.weights[str(source)].detach(), [], []
+        for node in tapped(net):
+            kinds = 1 if node.size == 1 else 2
+            own = channel_count(node.layout, owned)
+            weights, left = left[:, : own * kinds], left[:, own * kinds :]
+            if not own or node.name not in made:
+                continue
+            maps = made[node.name]
+            if node.size > 1:
+                over = (maps, (2, 3))
+                parts += [graph.call_function(op, over) for op in (torch.mean, torch.amax)]
+            else:
+                parts.append(maps if node.flat else graph.call_function(torch.flatten, (maps, 1)))
+            at, _ = positions(node.layout, units, owned)
+            for weight in weights.chunk(kinds, 1):
+                whole = weight.new_zeros(len(weight), channel_count(node.layout, units))
+                whole[:, at] = weight
+                columns.append(whole)
+        weight = torch.cat(columns, 1)
+        with torch.random.fork_rng(devices=[]):
+            linear = nn.Linear(weight.shape[1], len(weight), bias is not None)
+        root.add_module(name, _filled(linear, {"weight": weight, "bias": bias}))
+        whole_features = graph.call_function(torch.cat, (parts, 1))
+        drawn = graph.call_module(name, (whole_features,))
+        logits = graph.call_function(torch.add, (logits, drawn))
+        bias = None
+    return logits
+
+
+def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node, name: str) -> fx.Node:
     attributes: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in node.attributes.items()
@@ -66,8 +125,8 @@ def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node) -> fx.Node:
     operation = attributes.pop("operation")
     if operation.startswith("dropout"):
         kind = nn.Dropout2d if operation == "dropout2d" else nn.Dropout
-        root.add_module(node.name, kind(**attributes))
-        return graph.call_module(node.name, (x,))
+        root.add_module(name, kind(**attributes))
+        return graph.call_module(name, (x,))
     return graph.call_function(MAPS[operation], (x,), attributes)
 
 

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from firefly_cl.errors import FileError
 from firefly_cl.network.graph import Node
+from firefly_cl.network.laterals import LateralHead, feature_count
 from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet, Task
 from firefly_cl.network.space import Space, channel_count
 
-SCHEMA = 1
-"""Version of the structure in the header; a file with a larger one is refused."""
+SCHEMA = 2
+"""Version of the structure in the header; a file with a larger one is refused.
+
+Lateral heads came with 2; files without them are written as 1, which older versions read.
+"""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -53,7 +57,8 @@ def save_net(net: FireflyNet, path: Path, extra: Mapping[str, Any] | None = None
     Weights and structure share the file, so that neither can be newer than the other. extra:
     JSON values kept beside the structure. Raises FileError.
     """
-    structure = {"schema": SCHEMA, **structure_of(net), "extra": dict(extra or {})}
+    schema = SCHEMA if len(net.laterals) else 1
+    structure = {"schema": schema, **structure_of(net), "extra": dict(extra or {})}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     write_atomically(path, save(state, {"firefly_cl": json.dumps(structure)}))
 
@@ -125,8 +130,13 @@ def net_of(structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> Firefly
         for task in structure["tasks"]
     ]
     blocks: dict[tuple[str, int], dict[str, Tensor]] = {}
+    laterals: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
-        _, name, _, number, field = key.split(".")
+        part, name, *rest = key.split(".")
+        if part == "laterals":
+            laterals.setdefault(int(name), {})[rest[-1]] = value
+            continue
+        _, number, field = rest
         blocks.setdefault((name, int(number)), {})[field] = value
     for (name, owner), values in blocks.items():
         layer = net.layers[name]
@@ -137,6 +147,8 @@ def net_of(structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> Firefly
         elif isinstance(layer, GrowableNorm):
             channels = channel_count(layer.writes, net.owned_units(owner))
             layer.add_block(owner, channels, values["running_mean"])
+    for reader, values in sorted(laterals.items()):
+        net.laterals[str(reader)] = _lateral_head(net, reader, values)
     net.load_state_dict(state, strict=True)
     for owner, task in enumerate(net.tasks):
         if task.frozen:
@@ -159,6 +171,16 @@ def _check_shape(
     found = (tuple(values["from_old"].shape), tuple(values["from_own"].shape))
     if expected != found:
         raise ValueError(f"{name} of task {owner} has shapes {found}, not {expected}")
+
+
+def _lateral_head(net: FireflyNet, task: int, values: Mapping[str, Tensor]) -> LateralHead:
+    classes = net.tasks[task].classes
+    weights = {int(source): value for source, value in values.items() if source != "bias"}
+    for source, weight in weights.items():
+        expected = (classes, feature_count(net, source))
+        if source >= task or tuple(weight.shape) != expected:
+            raise ValueError(f"task {task} reads features of task {source} by {weight.shape}")
+    return LateralHead(dict(sorted(weights.items())), values["bias"])
 
 
 def _runs(units: Tensor) -> list[list[int]]:

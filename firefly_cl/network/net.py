@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from firefly_cl.errors import ConfigurationError, EditError, UnsupportedOperation
 from firefly_cl.network.execution import Execution, Plan
 from firefly_cl.network.graph import Node
+from firefly_cl.network.laterals import LateralHead, tapped
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.space import GIVEN, Selection, Space, channel_count, positions
@@ -54,7 +55,9 @@ class FireflyNet(nn.Module):
         self.spaces = spaces
         self.tasks: list[Task] = []
         self.layers = nn.ModuleDict()
+        self.laterals = nn.ModuleDict()
         self._plans: dict[int, Plan] = {}
+        self._kept: set[int] = set()
         self.refresh()
         for node in nodes:
             self.add_layer(node)
@@ -187,13 +190,17 @@ class FireflyNet(nn.Module):
     def reuse(self) -> list[list[int]]:
         """Units that each task reads of each owner, in all growable spaces: [task][owner]."""
         counts = [[0] * len(self.tasks) for _ in self.tasks]
+        taps = {s.space for node in tapped(self) for s in node.layout}
         for name in self.growable_spaces():
-            owners = torch.repeat_interleave(
-                torch.arange(len(self.tasks)),
-                torch.tensor([self.spaces[name].width(t) for t in range(len(self.tasks))]),
-            )
+            widths = [self.spaces[name].width(t) for t in range(len(self.tasks))]
+            owners = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
             for number, task in enumerate(self.tasks):
-                for owner in owners[task.reads[name]].tolist():
+                read = torch.zeros(len(owners), dtype=torch.bool)
+                read[task.reads[name]] = True
+                lateral = self.lateral(number)
+                if lateral is not None and name in taps:
+                    read |= torch.isin(owners, torch.tensor(lateral.sources))
+                for owner in owners[read].tolist():
                     counts[number][owner] += 1
         return counts
 
@@ -254,7 +261,16 @@ class FireflyNet(nn.Module):
         x: (B, C, H, W) or (B, F), as the example input. Raises ConfigurationError for a task
         that the network has not seen.
         """
-        return Execution(self, self.check_task(task)).run(x)
+        task = self.check_task(task)
+        lateral = self.lateral(task)
+        self._kept = {task, *(lateral.sources if lateral is not None else ())}
+        logits = Execution(self, task).run(x)
+        return logits if lateral is None else logits + lateral.logits(self, x)
+
+    def lateral(self, task: int) -> LateralHead | None:
+        """What a task reads of older tasks' features, if it does."""
+        name = str(task)
+        return self.laterals[name] if name in self.laterals else None  # type: ignore[return-value]
 
     def check_task(self, task: int | None) -> int:
         """The task asked for; raises ConfigurationError if there is none such."""
@@ -266,9 +282,13 @@ class FireflyNet(nn.Module):
         return task
 
     def plan(self, task: int) -> Plan:
-        """The frozen part of a task's pass, assembled once and kept for the last task asked."""
+        """The frozen part of a task's pass, assembled once.
+
+        Kept for the task asked last, and those whose features it reads.
+        """
         if task not in self._plans:
-            self._plans = {task: self._make_plan(task)}
+            self._plans = {old: plan for old, plan in self._plans.items() if old in self._kept}
+            self._plans[task] = self._make_plan(task)
         return self._plans[task]
 
     @torch.no_grad()
@@ -395,6 +415,8 @@ class FireflyNet(nn.Module):
             raise ConfigurationError(f"a task needs classes, got {classes}")
         task = self.tasks[-1]
         task.classes = classes
+        if str(self.current) in self.laterals:
+            del self.laterals[str(self.current)]
         generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)
         for node in self.nodes:
             layer = self.layers[node.name] if node.name in self.layers else None

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from firefly_cl.network.laterals import tapped
 from firefly_cl.network.layers import GrowableLayer
-from firefly_cl.network.space import GIVEN
+from firefly_cl.network.space import GIVEN, spaces_of
 
 if TYPE_CHECKING:
     from firefly_cl.network.net import FireflyNet
@@ -51,6 +52,12 @@ def readings(net: FireflyNet) -> list[Reading]:
                 for source in dict.fromkeys(sources):
                     for owner, units in _by_owner(net, source, columns[source]).items():
                         found[Reading(source, owner, target, reader, units)] = None
+    for reader in range(len(net.tasks)):
+        lateral = net.lateral(reader)
+        for owner in lateral.sources if lateral is not None else ():
+            for space in spaces_of([node.layout for node in tapped(net)]):
+                if units := net.spaces[space].width(owner):
+                    found[Reading(space, owner, HEAD, reader, units)] = None
     return list(found)
 
 

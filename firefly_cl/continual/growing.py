@@ -16,6 +16,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from firefly_cl.continual.held_out import HeldOut, plain_batches
+from firefly_cl.continual.lateral_probe import lateral_sources
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
@@ -36,6 +37,7 @@ from firefly_cl.growth.budget import LATENCY, Budget, own_cost
 from firefly_cl.growth.criterion import Autocast, Growth, Loss, criterion_of
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops
+from firefly_cl.network.laterals import add_lateral_head
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.rebuild import Edit, migrate
 
@@ -199,9 +201,27 @@ class FireflyPlugin(SupervisedPlugin):
         }
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
-        """Freeze the task."""
+        """Let the head read features of older tasks, if so planned, and freeze the task."""
+        if self.plan.lateral.weight:
+            self._read_laterally(strategy)
         _model(strategy).net.freeze()
         self.held_out.clear()
+
+    def _read_laterally(self, strategy: Any) -> None:
+        """Fit the newest task's lateral head on training images; none where the budget is spent."""
+        started = time.perf_counter()
+        net = _model(strategy).net
+        room = None if self._limit is None else self._limit - floats(net)
+        batches = list(plain_batches(strategy, strategy.adapted_dataset.eval()))
+        sources = lateral_sources(net, batches, room)
+        if sources:
+            event = self._event(net, *self.held_out.measure(net))
+            fitted = self.plan.lateral.fit(net, sources, batches, mirrored=_mirrored(strategy))
+            add_lateral_head(net, *fitted)
+            _, accuracy = self.held_out.measure(net)
+            told = {"parameters": floats(net), "flops": flops(net), "accuracy_with": accuracy}
+            self._tell({**event, "lateral": sources, **told})
+        self.seconds["lateral"] += time.perf_counter() - started
 
     # --- going on inside a task -------------------------------------------------------------------
 
@@ -400,6 +420,14 @@ def _autocast(strategy: Any) -> Autocast:
         return Precision.of(training.recipe, strategy.device).forward(strategy.device)
 
     return autocast
+
+
+def _mirrored(strategy: Any) -> bool:
+    """Whether images are answered by their mirror images as well."""
+    training = training_of(strategy)
+    if training is None or not training.recipe.mirrored:
+        return False
+    return training.pixels is None or training.pixels.flip
 
 
 def _model(strategy: Any) -> FireflyModel:

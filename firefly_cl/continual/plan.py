@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from firefly_cl.continual.lateral_probe import LateralProbe
 from firefly_cl.continual.learner import read_options
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.gates.pruning import GatePruning
@@ -45,6 +46,8 @@ class Plan:
     prune_at: shares after which `gates` remove some of its own units. `restart` counts for both
     too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
     searched for, beginning at that of `gates`. None: it is that.
+    lateral: how a trained task's head also reads, by a linear classifier, what all units of the
+    older tasks compute, if it does. Older tasks are then computed for its answers too.
     validation: held out of an experience that comes without a validation stream.
     """
 
@@ -67,6 +70,7 @@ class Plan:
     prune_at: tuple[float, ...] = ()
     gates: GatePruning = field(default_factory=GatePruning)
     prune_tolerance: Tolerance | None = None
+    lateral: LateralProbe = field(default_factory=LateralProbe)
     validation: float = 0.1
 
     def __post_init__(self) -> None:
@@ -177,6 +181,8 @@ class Options:
     lam: float = GatePruning.lam
     gate_cost: str = GatePruning.cost
     gate_epochs: int = GatePruning.epochs
+    lateral: float = LateralProbe.weight
+    lateral_decay: float = LateralProbe.decay
 
     def plan(self, settings: Mapping[str, str]) -> Plan:
         """As a plan, with settings of the criterion; raises ConfigurationError."""
@@ -200,6 +206,7 @@ class Options:
             prune_at=_shares("prune-at", self.prune_at),
             gates=GatePruning(self.lam, self.gate_cost, self.gate_epochs),
             prune_tolerance=_tolerance(self.prune_tolerance, self.prune_tries),
+            lateral=LateralProbe(self.lateral, self.lateral_decay),
         )
 
 

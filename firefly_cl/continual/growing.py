@@ -16,7 +16,6 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
 from firefly_cl.continual.held_out import HeldOut, plain_batches
-from firefly_cl.continual.lateral_probe import lateral_sources
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
@@ -213,7 +212,7 @@ class FireflyPlugin(SupervisedPlugin):
         net = _model(strategy).net
         room = None if self._limit is None else self._limit - floats(net)
         batches = list(plain_batches(strategy, strategy.adapted_dataset.eval()))
-        sources = lateral_sources(net, batches, room)
+        sources = self.plan.lateral.sources(net, batches, room)
         if sources:
             event = self._event(net, *self.held_out.measure(net))
             fitted = self.plan.lateral.fit(net, sources, batches, mirrored=_mirrored(strategy))

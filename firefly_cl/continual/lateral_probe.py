@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,11 +25,12 @@ class LateralProbe:
     """How a lateral head is fitted when a task has been trained.
 
     weight: of its logits beside the task's own; 0: there is none. decay: of its weights, over
-    features of unit variance.
+    features of unit variance. tasks: older tasks that it reads at most.
     """
 
     weight: float = 0.0
-    decay: float = 0.1
+    decay: float = 0.03
+    tasks: int = 5
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for values that cannot work."""
@@ -38,6 +40,30 @@ class LateralProbe:
             raise ConfigurationError(
                 f"lateral_decay is {self.decay}: it must be above 0 and at most 1000"
             )
+        if self.tasks < 1:
+            raise ConfigurationError(
+                f"lateral_tasks is {self.tasks}: give 1 or more, or lateral=0 for none"
+            )
+
+    def sources(
+        self, net: FireflyNet, batches: Sequence[Sequence[Tensor]], room: int | None
+    ) -> list[int]:
+        """The older tasks that the newest one reads: the nearest that `room` floats pay.
+
+        Near are those with high `probe_accuracies` of batches of the newest task.
+        """
+        classes = net.tasks[-1].classes
+        prices = {source: classes * feature_count(net, source) for source in range(net.current)}
+        left = math.inf if room is None else room - classes
+        if len(prices) <= self.tasks and sum(prices.values()) <= left:
+            return list(prices)
+        accuracies = probe_accuracies(net, batches)
+        chosen: list[int] = []
+        for source in sorted(prices, key=lambda old: -accuracies[old]):
+            if prices[source] <= left and len(chosen) < self.tasks:
+                chosen.append(source)
+                left -= prices[source]
+        return sorted(chosen)
 
     def fit(
         self,
@@ -59,7 +85,7 @@ class LateralProbe:
                 labels.append(y)
                 for source, parts in found.items():
                     part = features(net, source, x).float()
-                    if mirrored:
+                    if mirrored and x.dim() == 4:
                         part = (part + features(net, source, x.flip(-1)).float()) / 2
                     parts.append(part)
         each = {source: torch.cat(parts) for source, parts in found.items()}
@@ -73,26 +99,6 @@ class LateralProbe:
         like = next(net.parameters())
         weights = {source: part.to(like) for source, part in zip(each, split, strict=True)}
         return weights, (self.weight * bias).to(like)
-
-
-def lateral_sources(
-    net: FireflyNet, batches: Sequence[Sequence[Tensor]], room: int | None
-) -> list[int]:
-    """The older tasks that a lateral head of the newest one reads: all that `room` floats pay.
-
-    Where they are too many, the nearest by `probe_accuracies` of batches of the newest task.
-    """
-    classes = net.tasks[-1].classes
-    prices = {source: classes * feature_count(net, source) for source in range(net.current)}
-    if room is None or sum(prices.values()) + classes <= room:
-        return list(prices)
-    left, chosen = room - classes, []
-    accuracies = probe_accuracies(net, batches)
-    for source in sorted(prices, key=lambda old: -accuracies[old]):
-        if prices[source] <= left:
-            chosen.append(source)
-            left -= prices[source]
-    return sorted(chosen)
 
 
 def logistic_regression(

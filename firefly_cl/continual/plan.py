@@ -47,7 +47,7 @@ class Plan:
     too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
     searched for, beginning at that of `gates`. None: it is that.
     lateral: how a trained task's head also reads, by a linear classifier, what all units of the
-    older tasks compute, if it does. Older tasks are then computed for its answers too.
+    the nearest older tasks compute, if it does. These are then computed for its answers too.
     validation: held out of an experience that comes without a validation stream.
     """
 
@@ -183,6 +183,7 @@ class Options:
     gate_epochs: int = GatePruning.epochs
     lateral: float = LateralProbe.weight
     lateral_decay: float = LateralProbe.decay
+    lateral_tasks: int = LateralProbe.tasks
 
     def plan(self, settings: Mapping[str, str]) -> Plan:
         """As a plan, with settings of the criterion; raises ConfigurationError."""
@@ -206,7 +207,7 @@ class Options:
             prune_at=_shares("prune-at", self.prune_at),
             gates=GatePruning(self.lam, self.gate_cost, self.gate_epochs),
             prune_tolerance=_tolerance(self.prune_tolerance, self.prune_tries),
-            lateral=LateralProbe(self.lateral, self.lateral_decay),
+            lateral=LateralProbe(self.lateral, self.lateral_decay, self.lateral_tasks),
         )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from growing_streams import PLAN, RECIPE, answers, growing, stream_of
+from growing_streams import PLAN, RECIPE, answers, drawn, growing, stream_of
 from torch.nn import functional
 
-from firefly_cl.continual.lateral_probe import LateralProbe, lateral_sources, logistic_regression
+from firefly_cl.continual.lateral_probe import LateralProbe, logistic_regression
+from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network import floats
 from firefly_cl.network.laterals import feature_count
@@ -90,19 +91,26 @@ def test_features_alone_tell_classes_apart() -> None:
     assert (answers(strategy.model, 2, images).argmax(1) == labels).float().mean() > 0.9
 
 
-def test_a_budget_is_kept_by_the_nearest_tasks() -> None:
+def test_the_nearest_tasks_that_the_budget_pays_are_read() -> None:
     net = trained(plan=dataclasses.replace(LATERAL, lateral=LateralProbe(0.0))).net
     net.tasks[-1].frozen = False
-    batches = [[torch.randn(12, 1, 8, 8), torch.arange(12) % 2]]
+    images, labels = drawn((4, 5), 24, 20)
+    batches = [[images, labels]]
+    accuracies = probe_accuracies(net, batches)[:2]
+    nearest = max(range(2), key=accuracies.__getitem__)
     one = net.tasks[-1].classes * (feature_count(net, 0) + 1)
-    assert lateral_sources(net, batches, None) == [0, 1]
-    assert len(lateral_sources(net, batches, one)) == 1
-    assert lateral_sources(net, batches, one - net.tasks[-1].classes - 1) == []
+    assert LateralProbe(0.25).sources(net, batches, None) == [0, 1]
+    assert LateralProbe(0.25, tasks=1).sources(net, batches, None) == [nearest]
+    assert LateralProbe(0.25).sources(net, batches, one) == [nearest]
+    assert LateralProbe(0.25).sources(net, batches, one - 1) == []
+
+
+def test_a_budget_is_kept() -> None:
     budget = floats(trained().net) - 1
     assert floats(trained(budget=budget).net) <= budget
 
 
-@pytest.mark.parametrize("values", [(-1.0, 0.1), (0.25, 0.0), (float("nan"), 0.1)])
-def test_values_that_cannot_work_are_refused(values: tuple[float, float]) -> None:
+@pytest.mark.parametrize("values", [(-1.0, 0.1), (0.25, 0.0), (float("nan"), 0.1), (0.25, 0.1, 0)])
+def test_values_that_cannot_work_are_refused(values: tuple[Any, ...]) -> None:
     with pytest.raises(ConfigurationError, match="lateral"):
         LateralProbe(*values)

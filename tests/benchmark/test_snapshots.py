@@ -291,3 +291,15 @@ def test_snapshots_are_due_after_their_minutes(monkeypatch: pytest.MonkeyPatch) 
     for minutes in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigurationError, match="minutes between snapshots: give 0 or more"):
             Snapshots(minutes)
+
+
+def test_lateral_heads_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    """Killed in a task that comes after one with a lateral head, and ends with one of its own."""
+    options = {"start": "copies", "shared": "0", "grow_at": "", "lateral": "0.25"}
+    cell = replace(GROWING, tasks=3, budget=None, options=options)
+    assert run(tmp_path / "whole", cell, every=0.0) == []
+    run(tmp_path / "killed", cell, 11)
+    assert run(tmp_path / "killed", cell) == ["continues after epoch 3 of task 3/3"]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    events = read_record(tmp_path / "killed").growth_events
+    assert [event["lateral"] for event in events] == [[0], [0, 1]]

@@ -322,7 +322,7 @@ def newer_weights(run: Path) -> None:
     [
         (damaged("model/model.safetensors"), "model.safetensors is damaged"),
         (without("model/model.safetensors"), "model.safetensors: restore or rerun"),
-        (newer_weights, "has schema 99, this version reads up to 1: update firefly_cl"),
+        (newer_weights, "has schema 99, this version reads up to 2: update firefly_cl"),
         (damaged("model/model.json"), "model.json is damaged"),
         (
             without("model/model.json"),

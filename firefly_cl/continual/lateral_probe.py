@@ -80,7 +80,7 @@ class LateralProbe:
         """
         found: dict[int, list[Tensor]] = {source: [] for source in sources}
         labels = []
-        with evaluation(net):
+        with evaluation(net), torch.no_grad():
             for x, y in batches:
                 labels.append(y)
                 for source, parts in found.items():

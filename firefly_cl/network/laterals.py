@@ -86,11 +86,11 @@ def feature_count(net: FireflyNet, task: int) -> int:
     return sum(channel_count(n.layout, owned) * (1 if n.size == 1 else 2) for n in tapped(net))
 
 
-@torch.no_grad()
 def features(net: FireflyNet, task: int, x: Tensor) -> Tensor:
     """Mean and maximum of each own unit of a task over the positions of its map, (B, features).
 
-    x: a batch of inputs as `net` gets them. Where a map is one point, its value stands once.
+    x: a batch of inputs as `net` gets them. Where a map is one point, its value stands once. A
+    gradient reaches `x` where it asks for one, as in any pass.
     """
     execution = _Tapping(net, task)
     execution.run(x)

@@ -43,12 +43,12 @@ def images(n: int = 4) -> Tensor:
 
 def drawn_head(net: FireflyNet, sources: tuple[int, ...] = (0, 1)) -> None:
     generator = torch.Generator().manual_seed(2)
-    classes = net.tasks[-1].classes
+    classes, like = net.tasks[-1].classes, next(net.parameters())
     weights = {
-        source: torch.randn(classes, feature_count(net, source), generator=generator)
+        source: torch.randn(classes, feature_count(net, source), generator=generator).to(like)
         for source in sources
     }
-    add_lateral_head(net, weights, torch.randn(classes, generator=generator))
+    add_lateral_head(net, weights, torch.randn(classes, generator=generator).to(like))
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -123,6 +123,19 @@ def test_features_are_of_own_units_after_their_activation() -> None:
     units = sum(net.spaces[name].width(1) for name in net.growable_spaces())
     assert feature_count(net, 1) == 2 * units
     assert feature_count(network("mlp"), 1) == 2 * 2  # two layers of two units, one point each
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet9"])
+def test_a_gradient_reaches_the_image_through_it(name: str) -> None:
+    net = network(name, shared=False).double()
+    drawn_head(net, (1,))
+    net.freeze()
+    x = images(1).double().requires_grad_()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).double()
+    (slope,) = torch.autograd.grad(net(x, 2)[0, 0], x)
+    with torch.no_grad():
+        ahead, behind = (net(x + step * direction, 2)[0, 0] for step in (1e-6, -1e-6))
+    assert float((slope * direction).sum()) == pytest.approx(float((ahead - behind) / 2e-6), 1e-4)
 
 
 def test_reuse_and_drawings_tell_of_it() -> None:

@@ -215,7 +215,9 @@ class FireflyPlugin(SupervisedPlugin):
         sources = self.plan.lateral.sources(net, batches, room)
         if sources:
             event = self._event(net, *self.held_out.measure(net))
-            fitted = self.plan.lateral.fit(net, sources, batches, mirrored=_mirrored(strategy))
+            training = training_of(strategy)
+            mirrored = training is not None and training.mirrored
+            fitted = self.plan.lateral.fit(net, sources, batches, mirrored=mirrored)
             add_lateral_head(net, *fitted)
             _, accuracy = self.held_out.measure(net)
             told = {"parameters": floats(net), "flops": flops(net), "accuracy_with": accuracy}
@@ -419,14 +421,6 @@ def _autocast(strategy: Any) -> Autocast:
         return Precision.of(training.recipe, strategy.device).forward(strategy.device)
 
     return autocast
-
-
-def _mirrored(strategy: Any) -> bool:
-    """Whether images are answered by their mirror images as well."""
-    training = training_of(strategy)
-    if training is None or not training.recipe.mirrored:
-        return False
-    return training.pixels is None or training.pixels.flip
 
 
 def _model(strategy: Any) -> FireflyModel:

@@ -247,7 +247,7 @@ class TrainingPlugin(SupervisedPlugin):
     def after_eval_forward(self, strategy: Any, **kwargs: object) -> None:
         """Answer by the mean over the recipe's views of the images."""
         inputs, pixels = strategy.mbatch[0], self.pixels
-        views = Views(self.recipe.mirrored and (pixels is None or pixels.flip), self.recipe.shifted)
+        views = Views(self.mirrored, self.recipe.shifted)
         if len(views) == 1 or inputs.dim() != 4:
             return
         pixels = pixels or Pixels.as_they_are(inputs.shape[1])
@@ -258,6 +258,11 @@ class TrainingPlugin(SupervisedPlugin):
             strategy.mbatch[0] = view
             total = total + strategy.forward()
         strategy.mbatch[0], strategy.mb_output = inputs, total / len(views)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether images are answered by their mirror images as well, where classes bear it."""
+        return self.recipe.mirrored and (self.pixels is None or self.pixels.flip)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images of any loader as the model gets them: normalised where they are uint8."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from firefly_cl.errors import EditError
 from firefly_cl.network.graph import MAPS, Node
-from firefly_cl.network.laterals import LateralHead, tapped
+from firefly_cl.network.laterals import LateralHead, per_channel, tapped
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, UnitsOf
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.space import GIVEN, Selection, channel_count, positions
@@ -90,7 +90,7 @@ def _add_laterals(
         units, owned = net.active_units(source), net.owned_units(source)
         left, parts, columns = lateral.weights[str(source)].detach(), [], []
         for node in tapped(net):
-            kinds = 1 if node.size == 1 else 2
+            kinds = per_channel(node)
             own = channel_count(node.layout, owned)
             weights, left = left[:, : own * kinds], left[:, own * kinds :]
             if not own or node.name not in made:

@@ -83,7 +83,12 @@ def tapped(net: FireflyNet) -> list[Node]:
 def feature_count(net: FireflyNet, task: int) -> int:
     """How many `features` a task has: two for each own unit, one where it is no map."""
     owned = net.owned_units(task)
-    return sum(channel_count(n.layout, owned) * (1 if n.size == 1 else 2) for n in tapped(net))
+    return sum(channel_count(node.layout, owned) * per_channel(node) for node in tapped(net))
+
+
+def per_channel(node: Node) -> int:
+    """Features of one channel of a tapped node: mean and maximum, or the value of one point."""
+    return 1 if node.size == 1 else 2
 
 
 def features(net: FireflyNet, task: int, x: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ def features(net: FireflyNet, task: int, x: Tensor) -> Tensor:
         if node.name in execution.maps:
             parts.append(pooled(execution.maps[node.name]))
         elif channels := channel_count(node.layout, owned):  # an absent stream is all zeros
-            parts.append(x.new_zeros(len(x), channels * (1 if node.size == 1 else 2)))
+            parts.append(x.new_zeros(len(x), channels * per_channel(node)))
     return torch.cat(parts, 1)
 
 

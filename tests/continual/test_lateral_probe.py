@@ -76,6 +76,18 @@ def test_it_adds_its_weight_of_the_regression() -> None:
         assert torch.allclose(2 * one, two)
 
 
+def test_mirror_images_are_fitted_alike_where_answers_are_mirrored() -> None:
+    net = trained(plan=dataclasses.replace(LATERAL, lateral=LateralProbe(0.0))).net
+    images, labels = drawn((4, 5), 24, 20)
+    probe = LateralProbe(0.25)
+
+    def fitted(images: torch.Tensor, mirrored: bool) -> torch.Tensor:
+        return probe.fit(net, [0, 1], [[images, labels]], mirrored=mirrored)[0][1]
+
+    assert torch.allclose(fitted(images, True), fitted(images.flip(-1), True), atol=1e-5)
+    assert not torch.allclose(fitted(images, False), fitted(images.flip(-1), False), atol=1e-3)
+
+
 def test_a_weight_of_nothing_reads_nothing() -> None:
     net = trained(plan=dataclasses.replace(LATERAL, lateral=LateralProbe(0.0))).net
     assert not len(net.laterals)

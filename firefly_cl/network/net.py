@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from firefly_cl.errors import ConfigurationError, EditError, UnsupportedOperation
+from firefly_cl.errors import ConfigurationError, EditError
+from firefly_cl.network.conversion import check_same, copy_weights
 from firefly_cl.network.execution import Execution, Plan
 from firefly_cl.network.graph import Node
 from firefly_cl.network.laterals import LateralHead, tapped
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm
-from firefly_cl.network.modes import evaluation
 from firefly_cl.network.space import GIVEN, Selection, Space, channel_count, positions
 from firefly_cl.network.trace import trace
-from firefly_cl.network.tracing import Traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -76,54 +75,13 @@ class FireflyNet(nn.Module):
         """
         traced = trace(model, example_input, head)
         net = FireflyNet(traced.nodes, traced.spaces)
-        net._copy_weights(traced)
+        given = {name: torch.arange(space.width(GIVEN)) for name, space in net.spaces.items()}
+        active = {name: units.clone() for name, units in given.items()}
+        net.tasks.append(Task(traced.classes, given, active))
+        copy_weights(net, traced)
         net.train(model.training)
-        _check_same(model, net, example_input)
+        check_same(model, net, example_input)
         return net
-
-    def _copy_weights(self, traced: Traced) -> None:
-        head = next(node for node in self.nodes if node.kind == "head")
-        reads = {name: torch.arange(space.width(GIVEN)) for name, space in self.spaces.items()}
-        classes = traced.modules[head.name].out_features
-        assert isinstance(classes, int)
-        self.tasks.append(Task(classes, reads, {k: v.clone() for k, v in reads.items()}))
-        generator = torch.Generator()
-        for name, module in traced.modules.items():
-            layer = self.layers[name]
-            weight, bias = module.weight, module.bias
-            if isinstance(layer, GrowableNorm):
-                for owner in self._norm_owners(layer):
-                    self._copy_norm(layer, owner, module)
-                continue
-            assert isinstance(layer, GrowableLayer) and isinstance(weight, Tensor)
-            block = layer.add_block(0, *self.block_shape(layer, 0), weight, generator)
-            whole = weight.detach()
-            if not layer.per_unit:
-                old_at, _ = positions(layer.reads, self.read_units(0), self.tasks[0].reads)
-                own_at, _ = positions(layer.reads, self.read_units(0), self.owned_units(0))
-                block.from_old.data.copy_(whole[:, old_at])
-                whole = whole[:, own_at]
-            block.from_own.data.copy_(whole)
-            if isinstance(bias, Tensor) and block.bias is not None:
-                block.bias.data.copy_(bias.detach())
-
-    def _norm_owners(self, norm: GrowableNorm) -> list[int]:
-        return sorted({o for s in norm.writes for o in self.spaces[s.space].widths})
-
-    def _copy_norm(self, norm: GrowableNorm, owner: int, module: nn.Module) -> None:
-        own = self.owned_units(owner)
-        mean, var = module.running_mean, module.running_var
-        assert isinstance(mean, Tensor) and isinstance(var, Tensor)
-        block = norm.add_block(owner, channel_count(norm.writes, own), mean)
-        at, _ = positions(norm.writes, self.read_units(0), own)
-        block.running_mean.copy_(mean[at])
-        block.running_var.copy_(var[at])
-        if block.weight is not None and block.bias is not None:
-            assert isinstance(module.weight, Tensor) and isinstance(module.bias, Tensor)
-            block.weight.data.copy_(module.weight.detach()[at])
-            block.bias.data.copy_(module.bias.detach()[at])
-        if owner == GIVEN:
-            block.requires_grad_(False)
 
     def add_layer(self, node: Node) -> None:
         """Create the (empty) layer of a node that has one."""
@@ -452,20 +410,3 @@ class FireflyNet(nn.Module):
         for _, parameter in self.task_parameters(self.current):
             parameter.requires_grad_(False)
             parameter.grad = None
-
-
-def _check_same(model: nn.Module, net: FireflyNet, x: Tensor) -> None:
-    """Raise UnsupportedOperation unless both answer alike, on `x` and on images drawn for it."""
-    examples = [x]
-    if x.is_floating_point():  # an example of zeros tells hardly any two functions apart
-        examples.append(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x))
-    for example in examples:
-        with evaluation(model), evaluation(net), torch.no_grad():
-            expected, got = model(example.clone()), net(example, 0)
-        least = 1e-4 * max(1.0, float(expected.nan_to_num(0, 0, 0).abs().max()))
-        if not torch.allclose(expected, got, rtol=1e-3, atol=least, equal_nan=True):
-            raise UnsupportedOperation(
-                f"{type(model).__name__} changed its function in conversion (by up to "
-                f"{(expected - got).abs().max():.2g}); does it change a tensor in place that it "
-                "reads again?"
-            )

@@ -24,6 +24,14 @@ class Traced:
     spaces: dict[str, Space]
     modules: dict[str, nn.Module]
 
+    @property
+    def classes(self) -> int:
+        """Outputs of the head."""
+        head = next(node for node in self.nodes if node.kind == "head")
+        outputs = self.modules[head.name].out_features
+        assert isinstance(outputs, int)
+        return outputs
+
 
 @dataclass
 class Raw:

@@ -11,7 +11,7 @@ augmented as new ones are, and never mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ class ConstraintPlugin(RehearsalPlugin):
         super().__init__(setup, exemplars, options.sample_size)
         self.memory_strength = options.memory_strength
         self._by_task: list[Iterator[tuple[Tensor, Tensor]]] = []
+        self._slopes: list[Sequence[Tensor | None]] = []
 
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Begin to draw batches of every older task."""
@@ -71,16 +72,26 @@ class ConstraintPlugin(RehearsalPlugin):
             self.exemplars.batches(self.setup, now, self.batch_size, of=task) for task in tasks
         ]
 
-    def after_backward(self, strategy: Any, **kwargs: object) -> None:
-        """Project the gradients of the step."""
-        weights = [w for w in strategy.model.parameters() if w.grad is not None]
-        references = []
+    def before_training_iteration(self, strategy: Any, **kwargs: object) -> None:
+        """Take the slopes of older tasks: before the new images, as the authors do.
+
+        What runs last has most weight in the statistics of batch norm.
+        """
+        weights = list(strategy.model.parameters())
+        self._slopes = []
         for batches in self._by_task:
             logits, labels, _ = self.recall_from(batches, strategy)
             loss = strategy._criterion.unmixed(logits, labels)
-            references.append(_flat(weights, torch.autograd.grad(loss, weights, allow_unused=True)))
-        if not references:
+            self._slopes.append(torch.autograd.grad(loss, weights, allow_unused=True))
+
+    def after_backward(self, strategy: Any, **kwargs: object) -> None:
+        """Project the gradients of the step."""
+        if not self._slopes:
             return
+        every = list(strategy.model.parameters())
+        moved_at = [i for i, w in enumerate(every) if w.grad is not None]
+        weights = [every[i] for i in moved_at]
+        references = [_flat(weights, [slopes[i] for i in moved_at]) for slopes in self._slopes]
         gradient = _flat(weights, [w.grad for w in weights])
         moved = project(gradient, torch.stack(references), self.memory_strength)
         for w, part in zip(weights, torch.split(moved, [w.numel() for w in weights]), strict=True):
@@ -88,7 +99,7 @@ class ConstraintPlugin(RehearsalPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Remember images of the task just learnt."""
-        self._by_task = []
+        self._by_task, self._slopes = [], []
         super().after_training_exp(strategy)
 
 
@@ -123,6 +134,11 @@ def _flat(weights: list[Tensor], gradients: Any) -> Tensor:
 def gem(setup: Setup) -> ResumableLearner:
     """Gradient episodic memory; options mem_size, sample_size, memory_strength and head."""
     options = read_options(setup.options, GemOptions)
+    tasks = len(setup.scenario.tasks)
+    if options.mem_size < 2 * tasks:
+        raise ConfigurationError(
+            f"mem_size is {options.mem_size}: keep at least 2 images of each of the {tasks} tasks"
+        )
     exemplars = Exemplars(options.mem_size, "task")
     plugin = ConstraintPlugin(setup, exemplars, options)
     return ResumableLearner(setup, [plugin], exemplars, head=options.head)

@@ -63,17 +63,12 @@ class Springs:
             self.stiffness[name] = total
 
     @torch.no_grad()
-    def replace(
-        self, importances: Mapping[str, Tensor], model: nn.Module, kept: float, gained: float = 1.0
-    ) -> None:
-        """Centre every spring on the weights of now; stiffness `kept` * old + `gained` * new.
-
-        The first importances become the stiffness as they are.
-        """
+    def replace(self, importances: Mapping[str, Tensor], model: nn.Module, kept: float) -> None:
+        """Centre every spring on the weights of now; stiffness `kept` * old + new."""
         for name, weights in shared_weights(model):
             new = _plain(importances[name])
             old = self.stiffness.get(name)
-            self.stiffness[name] = new if old is None else kept * old + gained * new
+            self.stiffness[name] = new if old is None else kept * old + new
             self.centre[name] = _plain(weights)
 
     def nbytes(self) -> int:

@@ -239,9 +239,29 @@ def test_gems_step_hurts_no_older_task(setup: Setup) -> None:
     before = products()
     assert max(before) < 0
     plugin._by_task = [iter([(x[of], of)]) for of in rows]
+    plugin.before_training_iteration(step.strategy)
     plugin.after_backward(step.strategy)
     assert min(products()) > 1e-4 * min(before)
     assert all(w.grad is None for task in "01" for w in step.model.net.heads[task].parameters())
+
+
+def test_gem_asks_older_tasks_before_it_sees_new_images(
+    digits: Scenario, setup_for: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    forward = MultiHead.forward
+
+    def recorded(model: MultiHead, x: Tensor, tasks: Any) -> Any:
+        asked.extend(torch.unique(tasks).tolist())
+        return forward(model, x, tasks)
+
+    learner: Any = STRATEGIES.get("gem")(setup_for(digits, recipe={"epochs": 1}))
+    stream = digits.benchmark().train_stream
+    learner.train(stream[0])
+    monkeypatch.setattr(MultiHead, "forward", recorded)
+    learner.train(stream[1])
+    # Batch norm's statistics follow the batches in this order.
+    assert asked and asked == [0, 1] * (len(asked) // 2)
 
 
 def test_gdumb_learns_from_its_memory_alone(

@@ -66,35 +66,33 @@ def two_heads(setup: Setup) -> MultiHead:
     return model
 
 
+def measured(plugin: Any, model: MultiHead, digits: Scenario, task: int, **stream: Any) -> None:
+    """End task `task` for a plugin."""
+    plugin.after_training_exp(
+        SimpleNamespace(
+            model=model,
+            experience=digits.benchmark(**stream).train_stream[task],
+            train_mb_size=1,  # ours takes gradients of images
+            device=torch.device("cpu"),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            clock=SimpleNamespace(train_exp_counter=task),
+        )
+    )
+
+
 def test_mas_equals_avalanches(digits: Scenario, setup_for: Callable[..., Setup]) -> None:
     setup = setup_for(digits)
     model = two_heads(setup)  # without batch norm: Avalanche measures in training mode
-    springs, theirs = Springs(0.7), MASPlugin(lambda_reg=0.7, alpha=0.3)
-    ours = SensitivityPlugin(springs, pixels_of(setup), alpha=0.3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    streams = [digits.benchmark(normalised=normalised).train_stream for normalised in (False, True)]
-    for plugin, stream in zip((ours, theirs), streams, strict=True):
-        model.load_state_dict(two_heads(setup).state_dict())
-        for task in range(2):
-            disturb(model, task)
-            plugin.after_training_exp(
-                SimpleNamespace(
-                    model=model,
-                    experience=stream[task],
-                    train_mb_size=1,  # ours takes gradients of images
-                    device=torch.device("cpu"),
-                    optimizer=optimizer,
-                    clock=SimpleNamespace(train_exp_counter=task),
-                )
-            )
+    springs, theirs = Springs(0.7), MASPlugin(lambda_reg=0.7)
+    measured(SensitivityPlugin(springs, pixels_of(setup)), model, digits, 0)
+    measured(theirs, model, digits, 0, normalised=True)
     disturb(model, 9)
-    optimizer.zero_grad()
     shared = [w for name, w in model.named_parameters() if ".heads." not in name]
     for name in list(theirs.importance):
         if ".heads." in name:
             del theirs.importance[name]
     state: Any = SimpleNamespace(
-        model=model, loss=torch.ones(1), clock=SimpleNamespace(train_exp_counter=2)
+        model=model, loss=torch.ones(1), clock=SimpleNamespace(train_exp_counter=1)
     )
     theirs.before_backward(state)
     torch.testing.assert_close(1 + 0.7 * springs.penalty(model), state.loss.squeeze())
@@ -102,6 +100,23 @@ def test_mas_equals_avalanches(digits: Scenario, setup_for: Callable[..., Setup]
     pulled(springs, model)
     torch.testing.assert_close([w.grad for w in shared], list(gradients))
     assert max(float(g.abs().max()) for g in gradients) > 1e-3
+
+
+def test_mas_holds_the_first_task_as_long_as_the_last(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    setup = setup_for(digits)
+    model, springs, apart = two_heads(setup), Springs(1.0), []
+    plugin = SensitivityPlugin(springs, pixels_of(setup))
+    for task in range(2):
+        disturb(model, task)
+        alone = Springs(1.0)
+        measured(SensitivityPlugin(alone, pixels_of(setup)), model, digits, task)
+        measured(plugin, model, digits, task)
+        apart.append(alone.stiffness)
+    for name, stiffness in springs.stiffness.items():
+        torch.testing.assert_close(stiffness, apart[0][name] + apart[1][name])
+    assert sum(float(values.sum()) for values in apart[0].values()) > 0
 
 
 def descend(plugin: PathPlugin, model: nn.Module, target: float, rate: float, steps: int) -> None:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from firefly_cl.continual.answer import answer
 from firefly_cl.continual.learner import SCHEMA, Logits
 from firefly_cl.continual.views import Views
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.errors import ConfigurationError, FileError, Unreadable
 from firefly_cl.zoo import BACKBONES
 
 
@@ -292,8 +292,10 @@ def _read_whole(folder: Path, name: object, digest: object) -> bytes:
     path = folder / str(name)
     try:
         content = path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         raise FileError(f"{path}, which model.json names, is missing: restore the folder") from None
+    except OSError as error:
+        raise Unreadable.of(path, error) from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise FileError(f"{path} is damaged (its checksum differs): restore it from a copy")
     return content
@@ -305,7 +307,9 @@ def _read_structure(path: Path) -> dict[str, Any]:
         schema = int(structure["schema"])
     except FileNotFoundError:
         raise FileError(f"no model in {path.parent}: model.json is missing") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise Unreadable.of(path, error) from error
+    except (ValueError, KeyError, TypeError):
         raise FileError(f"{path} is damaged: restore the run folder or train again") from None
     if schema > SCHEMA:
         raise FileError(

@@ -49,6 +49,16 @@ class FileError(FireflyError):
     """A file is missing, damaged, unwritable, or of a newer schema."""
 
 
+class Unreadable(FileError):
+    """A file is there and cannot be read now (rights, a disk that fails): it may be whole."""
+
+    @classmethod
+    def of(cls, path: object, error: OSError) -> "Unreadable":
+        """The error of reading `path`."""
+        why = error.strerror or error
+        return cls(f"cannot read {path} ({why}): check its permissions and its disk")
+
+
 class FolderInUse(FileError):
     """Another process runs what is kept in the folder; the message names it."""
 

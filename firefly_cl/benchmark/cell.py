@@ -46,7 +46,7 @@ from firefly_cl.benchmark.records import (
 )
 from firefly_cl.continual.learner import Drawn, Observed, Progress, Resumable, Reusing, Setup
 from firefly_cl.continual.snapshot import Snapshot, Snapshots
-from firefly_cl.errors import DataError, DivergenceError, FileError
+from firefly_cl.errors import DataError, DivergenceError, FileError, Unreadable
 
 if TYPE_CHECKING:
     from firefly_cl.continual.learner import Learner
@@ -101,8 +101,8 @@ def run_cell(
     task. A run of other versions, hardware or data is refused. Every `save_every` minutes (0:
     never) it is kept how far a task has come, at the next end of an epoch, if the learner can.
 
-    Raises DivergenceError, DataError or FileError (FolderInUse); a checkpoint of the tasks before
-    stays whole.
+    Raises DivergenceError, DataError or FileError (FolderInUse, Unreadable); a checkpoint of the
+    tasks before stays whole.
     """
     snapshots = Snapshots(save_every)
     with held(folder):
@@ -127,11 +127,15 @@ def run_cell(
         if unfinished is not None and unfinished.accuracy:
             try:
                 record, probe, why = _resume(learner, folder)
+            except Unreadable:  # what it holds may be whole
+                raise
             except FileError as error:
                 discarded(unfinished, str(error))
                 learner = new_learner()
         try:
             snapshots.pending = find_snapshot(folder, record_bytes(record))
+        except Unreadable:
+            raise
         except FileError as error:
             why = str(error)
         if record.accuracy or snapshots.pending:

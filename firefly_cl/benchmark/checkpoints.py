@@ -28,7 +28,7 @@ from firefly_cl.benchmark.folders import (
 )
 from firefly_cl.benchmark.records import FILE_NAME, write_atomic
 from firefly_cl.continual.snapshot import Snapshot, read_snapshot
-from firefly_cl.errors import FileError
+from firefly_cl.errors import FileError, Unreadable
 
 CHECKSUMS = "checksums.json"
 
@@ -85,7 +85,10 @@ def write_checkpoint(
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
-    """The newest whole checkpoint in a run folder; raises FileError where none is whole."""
+    """The newest whole checkpoint in a run folder; raises FileError where none is whole.
+
+    Raises Unreadable where it cannot be told: what cannot be read now is not passed over.
+    """
     why: list[str] = []
     for model in (MODEL_FOLDER, MODEL_BEFORE):
         try:
@@ -93,6 +96,8 @@ def find_checkpoint(folder: Path) -> Checkpoint:
             _check_files(folder / model, sums)
             probe = _place(folder, PROBE_NAME, sums)
             record = _place(folder, FILE_NAME, sums)
+        except Unreadable:
+            raise
         except FileError as error:
             why.append(str(error))
             continue
@@ -151,10 +156,8 @@ def drop_before(folder: Path) -> None:
 def _checksums(model: Path) -> Mapping[str, str]:
     path = model / CHECKSUMS
     try:
-        told = json.loads(path.read_bytes())["sha256"]
+        told = json.loads(_content(path))["sha256"]
         return {str(name): str(digest) for name, digest in told.items()}
-    except OSError:
-        raise FileError(f"{path} is missing: restore it or run the cell again") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path} is damaged: restore it or run the cell again") from None
 
@@ -177,8 +180,6 @@ def _place(folder: Path, part: str, sums: Mapping[str, str]) -> Path:
 
 
 def _check(path: Path, told: str) -> None:
-    if not path.exists():
-        raise FileError(f"{path} is missing: restore it or run the cell again")
     if _digest(_content(path)) != told:
         raise FileError(f"{path} is damaged (its checksum differs)")
 
@@ -186,8 +187,10 @@ def _check(path: Path, told: str) -> None:
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileError(f"{path} is missing: restore it or run the cell again") from None
     except OSError as error:
-        raise FileError(f"cannot read {path} ({error.strerror}): check its permissions") from error
+        raise Unreadable.of(path, error) from error
 
 
 def _digest(content: bytes) -> str:

@@ -28,7 +28,7 @@ from firefly_cl.continual.plan import Options, Plan, plan_of
 from firefly_cl.continual.saved_network import WEIGHTS
 from firefly_cl.continual.strategy import FireflyStrategy
 from firefly_cl.continual.training import TrainingPlugin, experience_seed
-from firefly_cl.errors import FileError
+from firefly_cl.errors import FileError, Unreadable
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
 from firefly_cl.network.files import write_atomically
@@ -202,8 +202,12 @@ class FireflyLearner:
             told = json.loads(path.read_bytes())
             whole = told["sha256"] == _digest(folder / WEIGHTS)
             timed = latency is None or told["timings_sha256"] == latency.digest()
-        except (OSError, ValueError, KeyError, TypeError):
-            raise FileError(f"{path} or the weights that it names are missing or damaged") from None
+        except FileNotFoundError:
+            raise FileError(f"{path} or the weights that it names are missing") from None
+        except OSError as error:
+            raise Unreadable.of(folder, error) from error
+        except (ValueError, KeyError, TypeError):
+            raise FileError(f"{path} or the weights that it names are damaged") from None
         if not whole:
             raise FileError(f"{folder / WEIGHTS} is damaged (its checksum differs)")
         if not timed:

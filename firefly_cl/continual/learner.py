@@ -16,7 +16,7 @@ from torch import Tensor
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.continual.snapshot import Snapshots
 from firefly_cl.continual.views import Views
-from firefly_cl.errors import FileError
+from firefly_cl.errors import FileError, Unreadable
 from firefly_cl.settings import read_settings
 
 if TYPE_CHECKING:
@@ -204,7 +204,9 @@ def load_logits(folder: Path) -> Logits:
         raise FileError(
             f"no model in {folder}: model.json is missing: train again or restore the run folder"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        raise Unreadable.of(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FileError(f"{path} is damaged: train again or restore the run folder") from None
     if schema > SCHEMA:
         raise FileError(

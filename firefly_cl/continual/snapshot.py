@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from firefly_cl.errors import ConfigurationError, FileError
+from firefly_cl.errors import ConfigurationError, FileError, Unreadable
 
 SCHEMA = 1
 
@@ -80,7 +80,9 @@ def read_snapshot(path: Path) -> Snapshot:
         return Snapshot(told["task"], told["epoch"], tensors, told["values"], told["record"])
     except FileNotFoundError:
         raise FileError(f"there is no snapshot {path}") from None
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError):
+    except OSError as error:
+        raise Unreadable.of(path, error) from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         raise FileError(f"{path} is damaged") from None
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from firefly_cl.errors import FileError
+from firefly_cl.errors import FileError, Unreadable
 from firefly_cl.network.graph import Node
 from firefly_cl.network.laterals import LateralHead, feature_count
 from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm
@@ -97,7 +97,9 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
         schema = structure["schema"]
     except FileNotFoundError as error:
         raise FileError(f"there is no model file {path}: restore or rerun") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise Unreadable.of(path, error) from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged or no model of firefly_cl: restore or rerun") from error
     if not isinstance(schema, int) or schema > SCHEMA:
         raise FileError(

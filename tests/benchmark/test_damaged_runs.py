@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from firefly_cl.benchmark.folders import MODEL_FOLDER
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual import STRATEGIES
 from firefly_cl.continual.learner import Resumable
-from firefly_cl.errors import FileError
+from firefly_cl.errors import FileError, Unreadable
 
 torch.set_num_threads(1)
 
@@ -67,6 +69,35 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     (said,) = run(folder)
     assert said.startswith("continues only after task 1/3 (") and "\n" not in said
     assert why in said and file in said
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("file", ["checksums.json", "model.json", "model.safetensors"])
+@pytest.mark.parametrize("checkpoint", ["one_task", "two_tasks"])
+def test_what_cannot_be_read_just_now_is_not_discarded(
+    checkpoint: str,
+    file: str,
+    request: pytest.FixtureRequest,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(request.getfixturevalue(checkpoint), tmp_path / "run")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path == folder / "model" / file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", failing)
+        with pytest.raises(Unreadable, match=f"{file} .*Input/output error.*check"):
+            run(folder)
+    for path, content in before.items():
+        assert path.read_bytes() == content
+    run(folder)
     assert_same_run(whole, folder)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,16 @@ PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
         Published("EWC, AlexNet", 68.8, _WSN),
     ),
 }
-"""By scenario and number of tasks; means where a paper gives several runs."""
+"""By scenario and tasks that its classes are cut into; means where a paper gives several runs."""
+
+_CUT: Mapping[str, int] = {"split-cifar100-superclass": 20, "split-cifar100": 20}
+"""Into how many tasks a scenario is cut unless told otherwise."""
+
+
+def published_for(configuration: Mapping[str, Any]) -> Sequence[Published]:
+    """What papers report on test images of a run's protocol: the same cut, all of its tasks."""
+    scenario = str(configuration["scenario"])
+    cut = configuration.get("split_into") or _CUT.get(scenario, 0)
+    if "evaluate_on" in configuration or configuration.get("tasks") not in (None, cut):
+        return ()
+    return PUBLISHED.get((scenario, cut), ())

@@ -12,7 +12,7 @@ from rich.console import Console
 from firefly_cl.benchmark.growth_steps import STEP_COLUMNS
 from firefly_cl.benchmark.labels import CRITERION, PRICE, label_among, row_digest
 from firefly_cl.benchmark.latency import BATCHES, undisturbed
-from firefly_cl.benchmark.published import PUBLISHED, Published
+from firefly_cl.benchmark.published import Published, published_for
 from firefly_cl.benchmark.quantities import milliseconds
 from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.summary import (
@@ -107,9 +107,7 @@ class ScenarioSummary:
 
     def published(self) -> Sequence[Published]:
         """What papers report on the test images of this protocol."""
-        if "evaluate_on" in self.summaries[0].records[0].configuration:
-            return ()
-        return PUBLISHED.get((self.scenario, len(self.tasks())), ())
+        return published_for(self.summaries[0].records[0].configuration)
 
     def published_rows(self) -> list[tuple[str, ...]]:
         """Rows below those of `table`, with the accuracy only: sizes are not counted alike."""
@@ -183,7 +181,9 @@ def summaries(
                 found.append((name, f"{scenario}, growth of {backbone}", grown))
             continue
         name = scenario if scenarios.count(scenario) == 1 else f"{scenario}/{tasks}-tasks"
-        found.append((name, f"{scenario}, {tasks} {'task' if tasks == 1 else 'tasks'}", group))
+        first = "" if group[0].configuration.get("tasks") is None else "the first "
+        title = f"{scenario}, {first}{tasks} {'task' if tasks == 1 else 'tasks'}"
+        found.append((name, title, group))
     result = []
     taken: set[str] = set()
     for first, title, group in found:

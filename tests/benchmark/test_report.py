@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmark_fakes import record
@@ -309,14 +310,17 @@ def test_markdown_without_fitting_markers_is_refused_and_kept(tmp_path: Path, te
     [
         (20, "split-cifar100-superclass", {}, "80.9"),
         (20, "split-cifar100", {}, "90.8"),
-        (19, "split-cifar100-superclass", {}, ""),
+        (20, "split-cifar100", {"tasks": 20}, "90.8"),
+        (19, "split-cifar100-superclass", {"tasks": 19}, ""),
+        (10, "split-cifar100", {"tasks": 10}, ""),
+        (20, "split-cifar100", {"tasks": 20, "split_into": 50}, ""),
         (20, "split-cifar100-superclass", {"evaluate_on": "validation"}, ""),
     ],
 )
 def test_published_figures_stand_only_below_their_own_protocol(
     n_tasks: int,
     scenario: str,
-    configuration: dict[str, str],
+    configuration: dict[str, Any],
     told: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

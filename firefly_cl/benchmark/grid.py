@@ -10,7 +10,7 @@ from typing import Any
 from firefly_cl.benchmark.configuration import Cell, flat, merged
 from firefly_cl.benchmark.labels import row_digest
 from firefly_cl.benchmark.plan import GROWING, Request, cells_of, check, check_settings
-from firefly_cl.benchmark.presets import named
+from firefly_cl.benchmark.presets import OF_RECIPE, named
 from firefly_cl.benchmark.tables import as_json, options_of, read_keys, read_tables, table_of
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.registry import suggestion
@@ -139,13 +139,13 @@ def _grid(told: Mapping[str, Any], path: Path) -> Grid:
                     f"[{where}.strategies.{name}] is about a strategy that is not in [strategies]: "
                     + suggestion(name, strategies)
                 )
-        common = merged(top, of_scenario)
+        common = _over(top, of_scenario)
         for strategy, settings in of_strategies.items():
-            asked = merged(common, settings)
+            asked = _over(common, settings)
             if strategy in overrides:
                 inside = f"{where}.strategies.{strategy}"
                 nearest = table_of(overrides[strategy], inside)
-                asked = merged(asked, _read(nearest, inside, {**TRAINING, **OF_STRATEGY}))
+                asked = _over(asked, _read(nearest, inside, {**TRAINING, **OF_STRATEGY}))
             try:
                 entries.append(
                     Entry(
@@ -155,6 +155,14 @@ def _grid(told: Mapping[str, Any], path: Path) -> Grid:
             except ConfigurationError as error:
                 raise _at(path, scenario, strategy, error) from error
     return Grid(path, entries, Path(out) if out is not None else None)
+
+
+def _over(common: Mapping[str, Any], nearer: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with a nearer one over it, also where they say the same in two ways."""
+    twins = [(name, name in nearer.get("recipe", {})) for name in OF_RECIPE]
+    twins += [("width", "constant_width" in nearer), ("constant_width", "width" in nearer)]
+    overruled = {name for name, other_way in twins if other_way}
+    return merged({name: v for name, v in common.items() if name not in overruled}, nearer)
 
 
 def _request(

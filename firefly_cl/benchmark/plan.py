@@ -16,7 +16,7 @@ from firefly_cl.benchmark.configuration import (
     recipe_as_json,
     recipe_from,
 )
-from firefly_cl.benchmark.presets import Preset, preset_of
+from firefly_cl.benchmark.presets import OF_RECIPE, Preset, preset_of
 from firefly_cl.errors import ConfigurationError
 
 AUTO = "auto"
@@ -174,9 +174,7 @@ def cells_of(request: Request) -> list[Cell]:
 def _cell(request: Request, strategy: str, seed: int) -> Cell:
     preset = (request.preset or preset_of(request.scenario)).of(strategy)
     asked: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("epochs", "batch_size", "learning_rate")
-        if getattr(request, name) is not None
+        name: getattr(request, name) for name in OF_RECIPE if getattr(request, name) is not None
     }
     settings = merged(preset.recipe, parse_settings(request.recipe, "--recipe"))
     recipe = recipe_from(merged(settings, asked))

@@ -35,7 +35,8 @@ _TOP: Mapping[str, type] = {
     "strategies": dict,
     **_SETTINGS,
 }
-_OF_RECIPE = ("epochs", "batch_size", "learning_rate")
+OF_RECIPE = ("epochs", "batch_size", "learning_rate")
+"""Fields of the recipe that are keys of their own as well."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _preset(told: Mapping[str, Any], name: str) -> Preset:
 
 def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `Preset` from the keys of a table."""
-    found = {name: value for name, value in read.items() if name not in _OF_RECIPE}
-    recipe = {name: read[name] for name in _OF_RECIPE if name in read}
+    found = {name: value for name, value in read.items() if name not in OF_RECIPE}
+    recipe = {name: read[name] for name in OF_RECIPE if name in read}
     if recipe:
         found["recipe"] = {**found.get("recipe", {}), **recipe}
     if "options" in found:

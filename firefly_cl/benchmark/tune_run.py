@@ -35,7 +35,7 @@ from firefly_cl.benchmark.sampler import load_optuna, propose
 from firefly_cl.benchmark.search import Search, searches_of, short
 from firefly_cl.benchmark.tables import read_tables
 from firefly_cl.benchmark.trials import Trial, best, read_trial, write_trial
-from firefly_cl.benchmark.tuned_grid import shown, tuned_grid
+from firefly_cl.benchmark.tuned_grid import moved, shown, tuned_grid
 from firefly_cl.errors import (
     ConfigurationError,
     DivergenceError,
@@ -110,16 +110,15 @@ def run_tuning(command: Tune, executor: Executor | None = None) -> int:
     if len(complete) == len(found):
         results = [(progress.search, progress.first(command.trials)) for progress in found]
         out = f"{grid.out or OUT}-tuned"
-        text = tuned_grid(
-            read_tables(command.grid, "a grid's"), out, results, _head(command, results)
-        )
+        told = moved(read_tables(command.grid, "a grid's"), command.grid.parent, command.out)
+        text = tuned_grid(told, out, results, _head(command, results))
         written = command.out / TUNED
         write_atomic(written, text.encode())
         print(f"wrote {written}, for firefly-cl benchmark")
     if command.json:
-        told = [_as_json(progress, command.trials) for progress in found]
+        searches_told = [_as_json(progress, command.trials) for progress in found]
         tuned = None if written is None else str(written)
-        print(json.dumps({"out": str(command.out), "tuned": tuned, "searches": told}))
+        print(json.dumps({"out": str(command.out), "tuned": tuned, "searches": searches_told}))
     return 0 if written is not None and all(best(p.first(command.trials)) for p in found) else 1
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path as FilePath
 from typing import Any
 
 from firefly_cl.benchmark.quantities import percent
@@ -41,6 +43,18 @@ def tuned_grid(
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     _write(tables, (), comments, lines)
     return "\n".join(lines) + "\n"
+
+
+def moved(told: Mapping[str, Any], folder: FilePath, to: FilePath) -> dict[str, Any]:
+    """What a grid in `folder` says, for one in `to`: preset files are named from there."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        if name == "preset" and isinstance(value, str) and value.endswith(".toml"):
+            value = FilePath(os.path.relpath(folder / value, to)).as_posix()
+        elif isinstance(value, Mapping) and name not in _INLINE:
+            value = moved(value, folder, to)
+        found[name] = value
+    return found
 
 
 def _put(table: dict[str, Any], changed: Mapping[str, Value]) -> None:

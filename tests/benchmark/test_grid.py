@@ -73,6 +73,27 @@ def test_nearer_tables_go_over_more_common_ones(write: Write):
     assert small.recipe["augmentation"]["crop_padding"] == 2
 
 
+def test_nearer_tables_go_over_others_that_say_it_in_another_way(write: Write):
+    grid = read_grid(
+        write(
+            """
+            epochs = 20
+            learning-rate = 0.05
+            width = 0.5
+            [scenarios.split-digits]
+            [strategies.naive]
+            recipe = { learning_rate = 0.3, epochs = 2 }
+            [strategies.ewc]
+            constant-width = 8
+            """
+        )
+    )
+    naive, ewc = [found.cell for found in grid.cells()]
+    assert (naive.recipe["learning_rate"], naive.recipe["epochs"]) == (0.3, 2)
+    assert (ewc.recipe["learning_rate"], ewc.recipe["epochs"]) == (0.05, 20)
+    assert (naive.constant_width, naive.width, ewc.constant_width) == (None, 0.5, 8)
+
+
 def test_cells_are_those_of_the_command_line(write: Write):
     asked = Request(
         "split-digits",

@@ -13,7 +13,7 @@ from firefly_cl.benchmark.grid import read_grid
 from firefly_cl.benchmark.search import Search
 from firefly_cl.benchmark.tables import read_tables
 from firefly_cl.benchmark.trials import Trial
-from firefly_cl.benchmark.tuned_grid import tuned_grid
+from firefly_cl.benchmark.tuned_grid import moved, tuned_grid
 from firefly_cl.search_space import Choice, Range, Value
 
 if sys.version_info >= (3, 11):
@@ -74,6 +74,20 @@ def test_a_grid_is_written_as_it_was_read(path: Path) -> None:
 )
 def test_awkward_names_and_values(told: dict[str, Any]) -> None:
     assert tomllib.loads(tuned_grid(told, "o", [], "")) == {**told, "out": "o"}
+
+
+def test_a_preset_file_beside_the_grid_is_found_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('backbone = "mlp"\n')
+    grid, out = tmp_path / "grid.toml", tmp_path / "out" / "deep"
+    out.mkdir(parents=True)
+    grid.write_text(
+        'preset = "digits"\n[scenarios.split-digits]\npreset = "mine.toml"\n[strategies.naive]\n'
+    )
+    told = moved(read_tables(grid, "a grid's"), tmp_path, out)
+    assert told["preset"] == "digits"
+    (out / "tuned.toml").write_text(tuned_grid(told, "o", [], "head"))
+    presets = [read_grid(path).entries[0].request.preset for path in (grid, out / "tuned.toml")]
+    assert presets[0] is not None and presets[0] == presets[1]
 
 
 def test_what_was_chosen_goes_over_what_the_grid_says_however_it_is_spelt(tmp_path: Path) -> None:

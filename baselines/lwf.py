@@ -2,11 +2,12 @@
 
 Paper: Li and Hoiem 2016, "Learning without Forgetting", arXiv 1606.09282. The loss of the new
 task plus, for every older head, the divergence of its answers to the new images from those of the
-network before the task, at a temperature. Nothing is kept from task to task: that network is the
-one that the task begins with. Avalanche's plugin runs the trunk once more for every task and lets
-new images change the old network's batch norm; here the trunk runs once for all heads and the old
-network stays as it was. Where images are mixed, both networks answer the mixed images, so old
-heads need no labels of theirs.
+network before the task, at a temperature; where there is a single head, that of its answers among
+all older classes (LwF.MC of Rebuffi et al. 2017, arXiv 1611.07725, with a softmax). Nothing is kept
+from task to task: that network is the one that the task begins with. Avalanche's plugin runs the
+trunk once more for every task and lets new images change the old network's batch norm; here the
+trunk runs once for all heads and the old network stays as it was. Where images are mixed, both
+networks answer the mixed images, so old heads need no labels of theirs.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class LwfOptions(HeadOptions):
 
 
 class DistillationPlugin(Steady, SupervisedPlugin):
-    """Adds alpha * the sum over older heads of KL(old answers, new answers), in float32."""
+    """Adds alpha * the sum over older softmaxes of KL(old answers, new answers), in float32."""
 
     def __init__(self, options: LwfOptions) -> None:
         super().__init__()
@@ -84,15 +85,18 @@ class DistillationPlugin(Steady, SupervisedPlugin):
         self.teacher = self._features = self._hook = None
 
     def distillation(self, heads: nn.ModuleDict, features: Tensor, x: Tensor) -> Tensor:
-        """The sum over older heads, the mean over images x, whose features are (B, F)."""
+        """The sum over older softmaxes, the mean over images x, whose features are (B, F)."""
         assert self.teacher is not None
         with torch.no_grad():
             taught = self.teacher.trunk(x)
         total = features.new_zeros(())
-        for task in self._old:
+        single = self.options.head == "single"  # then all old classes share one softmax
+        for tasks in [self._old] if single else [[task] for task in self._old]:
             answers, targets = (
-                (head(f) / self.options.temperature).log_softmax(1)
-                for head, f in ((heads[task], features), (self.teacher.heads[task], taught))
+                (
+                    torch.cat([own[task](f) for task in tasks], 1) / self.options.temperature
+                ).log_softmax(1)
+                for own, f in ((heads, features), (self.teacher.heads, taught))
             )
             total = total + functional.kl_div(
                 answers, targets, reduction="batchmean", log_target=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -56,12 +56,10 @@ class MaskedNet(TaskNormNet):
         logits: Tensor = self.heads[str(task)](torch.func.functional_call(self.trunk, own, (x,)))
         return logits
 
-    def own_values(self, task: int) -> dict[str, Tensor]:
-        """Biases, norms and statistics of `task`, and the weights in its mask."""
-        own = super().own_values(task)
-        for name, weights in self.packed():
-            own[name] = torch.where(self.mask(task, name), weights, 0.0)
-        return own
+    def used(self, task: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights in the mask of `task`."""
+        for name, _ in self.packed():
+            yield name, self.mask(task, name)
 
     def mask_bytes(self) -> int:
         """One bit for each packed weight and task, in whole bytes for each layer: as stored."""

@@ -17,8 +17,32 @@ class TaskNormNet(HeadedNet):
     """A HeadedNet whose tasks share kernels and matrices, weight by weight, and nothing else.
 
     Each task keeps biases and batch norms, with their statistics, of its own: a few numbers a
-    unit, which cannot be divided among tasks.
+    unit, which cannot be divided among tasks. The weights of the task last asked are kept, so that
+    the next answer does not unpack them again.
     """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._unpacked: tuple[object, dict[str, Tensor]] = (None, {})
+
+    def used(self, task: int) -> Iterator[tuple[str, Tensor]]:
+        """Which of the packed weights `task` uses, bool in their shape, by name."""
+        raise NotImplementedError
+
+    def own_values(self, task: int) -> dict[str, Tensor]:
+        """Biases, norms and statistics of `task`, and the weights that it uses; others are 0."""
+        return {**super().own_values(task), **self._weights(task)}
+
+    def _weights(self, task: int) -> dict[str, Tensor]:
+        # any change in place counts up the version of a tensor
+        state = [(v.data_ptr(), v._version) for v in (*self.parameters(), *self.buffers())]
+        if self._unpacked[0] == (task, state):
+            return self._unpacked[1]
+        weights = dict(self.packed())
+        found = {name: torch.where(mask, weights[name], 0.0) for name, mask in self.used(task)}
+        if not torch.is_grad_enabled():
+            self._unpacked = ((task, state), found)
+        return found
 
     def packed(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Kernels and matrices of the trunk, by name."""
@@ -52,13 +76,12 @@ class PackedNet(TaskNormNet):
         """Whose each weight is, uint8 in the shape of the weights: 0 nobody's, n the nth task's."""
         return self.owners.get_buffer(name.replace(".", "_"))
 
-    def own_values(self, task: int) -> dict[str, Tensor]:
-        """Biases, norms and statistics of `task`, and the weights that it uses."""
-        own, number = super().own_values(task), list(self.statistics).index(str(task)) + 1
-        for name, weights in self.packed():
+    def used(self, task: int) -> Iterator[tuple[str, Tensor]]:
+        """The weights owned by `task` and those before it."""
+        number = list(self.statistics).index(str(task)) + 1
+        for name, _ in self.packed():
             owner = self.owner(name)
-            own[name] = torch.where((owner > 0) & (owner <= number), weights, 0.0)
-        return own
+            yield name, (owner > 0) & (owner <= number)
 
     def mask_bytes(self) -> int:
         """One bit for each packed weight and task, in whole bytes."""

@@ -17,8 +17,7 @@ class Batches:
 
     x: (B, C, H, W) float32, normalised; y, t: (B,) int64. The batches are as even as they can be
     and hold at most `batch_size` images, so that no small last batch disturbs batch norm (one or
-    two more where one image would stand alone); with `drop_last` they are full, the rest is left
-    out.
+    two more where one image would stand alone).
     Raises DataError for an empty split and for NaN pixels.
     """
 
@@ -33,7 +32,6 @@ class Batches:
         shuffle: bool,
         generator: torch.Generator,
         device: torch.device | str,
-        drop_last: bool = False,
         channels_last: bool = False,
     ) -> None:
         images.require_pixels()
@@ -57,7 +55,7 @@ class Batches:
         self._shuffle = shuffle
         self.generator = generator
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        self._ends = _ends(len(images), batch_size, drop_last)
+        self._ends = _ends(len(images), batch_size)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -85,9 +83,7 @@ class Batches:
             ]
 
 
-def _ends(n: int, batch_size: int, drop_last: bool) -> list[int]:
-    if drop_last and n >= batch_size:
-        return list(range(batch_size, n + 1, batch_size))
+def _ends(n: int, batch_size: int) -> list[int]:
     batches = -(-n // batch_size)
     if n < 2 * batches and batch_size > 1:  # a batch of one image would be among them
         batches = max(n // 2, 1)

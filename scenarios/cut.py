@@ -38,6 +38,8 @@ def groups_of(order: Sequence[int], n_tasks: int, *, equal: bool = False) -> lis
 
     Raises ConfigurationError if `equal` and it does not divide, DataError for tasks of one class.
     """
+    if len(order) < 2:
+        raise DataError(f"too few classes ({len(order)}): a task needs at least two, add some")
     size, longer = divmod(len(order), n_tasks)
     if size < 2:
         raise DataError(

@@ -86,7 +86,9 @@ def undisturbed(record: Record) -> bool:
     """Whether answers were timed and, on a CPU, no other program had much of the processor."""
     if not record.latency:
         return False
-    return record.hardware.get("device") != "cpu" or record.latency["processor_share"] >= _SHARE
+    if record.hardware.get("device") != "cpu":
+        return True
+    return record.latency["processor_share"] >= _SHARE * record.hardware.get("threads", 1)
 
 
 def newest_milliseconds(latency: Mapping[str, Any], batch: int) -> float | None:

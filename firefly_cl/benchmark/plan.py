@@ -23,6 +23,9 @@ AUTO = "auto"
 """The device that is CUDA where torch has it, and the CPU elsewhere."""
 
 GROWING = "firefly"
+
+BUDGETED = (GROWING, "pnn")
+"""Strategies that keep to a number of floats."""
 """The strategy that grows by a criterion."""
 
 
@@ -130,10 +133,10 @@ def check_options(request: Request) -> None:
     """
     from firefly_cl.continual import STRATEGIES
 
-    if request.budget is not None and GROWING not in request.strategies:
+    if request.budget is not None and not set(BUDGETED) & set(request.strategies):
         raise ConfigurationError(
-            f"--budget is for {GROWING}, and {', '.join(request.strategies)} cannot keep to one: "
-            "leave --budget out"
+            f"--budget is for {' and '.join(BUDGETED)}, and {', '.join(request.strategies)} cannot "
+            "keep to one: leave --budget out"
         )
     for_all = {
         name: value

@@ -18,8 +18,11 @@ def percent_over(fractions: Sequence[float | None]) -> str:
     values = [value for value in fractions if value is not None]
     if not values:
         return "-"
-    middle = percent(statistics.fmean(values))
-    if len(values) < 2 or all(value == 0 for value in values):
+    if all(value == 0 for value in values):
+        return percent(0)
+    mean = statistics.fmean(values)
+    middle = f"{100 * mean:.1f}".replace("-0.0", "0.0")  # plain 0 is for zeros only
+    if len(values) < 2:
         return middle
     return f"{middle} ± {100 * statistics.stdev(values):.1f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,9 +67,10 @@ def check_data(
     """Raise FileError where what is finished was run on other images than those in `data_dir`.
 
     finished: cells with their folders and the `data` of their records. One of each stream is
-    looked at; without a `data_dir` the images are what they always are.
+    looked at; without a `data_dir`, or FIREFLY_DATA, the images are what they always are.
     """
-    if data_dir is None:
+    root = data_dir or os.environ.get("FIREFLY_DATA")
+    if not root:
         return
     scenarios = Scenarios(data_dir, download)
     looked_at = set()
@@ -79,7 +81,7 @@ def check_data(
         looked_at.add(stream)
         if fingerprint(scenarios.of(cell)) != data:
             raise FileError(
-                f"{folder} holds a run on other images than those in {data_dir}: choose another "
+                f"{folder} holds a run on other images than those in {root}: choose another "
                 "--out, or remove that folder"
             )
 

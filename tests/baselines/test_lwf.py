@@ -46,6 +46,30 @@ def test_distillation_equals_avalanches(digits: Scenario, setup_for: Callable[..
     assert not model.net.trunk._forward_hooks
 
 
+def test_a_single_head_keeps_how_older_tasks_rank(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    x, found = torch.randn(12, 1, 8, 8), {}
+    for head in ("multi", "single"):
+        model = MultiHead(blueprint_of(setup_for(digits)).build(0), 0)
+        for task, classes in enumerate((2, 4, 3)):
+            model.net.add_head(task, classes, torch.Generator().manual_seed(task))
+        plugin = DistillationPlugin(LwfOptions(head=head, temperature=2.0))
+        state: Any = SimpleNamespace(model=model, experience=SimpleNamespace(task_labels=[2]))
+        plugin.before_training_exp(state)
+        before = torch.cat(model.net.every_head(x)[:2], 1)
+        with torch.no_grad():
+            model.net.heads["0"].bias += 5.0
+        after = torch.cat(model.net.every_head(x)[:2], 1)
+        features = model.net.trunk(x)
+        found[head] = float(plugin.distillation(model.net.heads, features, x))
+        plugin.after_training_exp(state)
+    old, new = ((logits / 2).softmax(1) for logits in (before, after))
+    expected = float((old * (old / new).log()).sum(1).mean())
+    assert abs(found["single"] - expected) < 1e-5 < 0.1 < expected
+    assert found["multi"] < 1e-6  # the classes of each task rank as before
+
+
 def test_both_networks_answer_the_mixed_images(
     digits: Scenario, setup_for: Callable[..., Setup]
 ) -> None:

@@ -127,3 +127,24 @@ def test_a_task_sees_its_weights_and_older_ones(
             h = functional.relu(functional.linear(h, weight, bias))
         expected = learner.net.heads[str(task)](h).detach()
         torch.testing.assert_close(learner.logits(task, images), expected)
+
+
+@pytest.mark.parametrize("name", ["packnet", "wsn"])
+def test_weights_are_unpacked_again_where_they_changed_only(
+    name: str, three_digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    learner: Any = STRATEGIES.get(name)(setup_for(three_digits, recipe={"epochs": 1}))
+    for experience in three_digits.benchmark().train_stream:
+        learner.train(experience)
+    net, unpacked = learner.net, []
+    used = net.used
+    net.used = lambda task: unpacked.append(task) or used(task)
+    images = three_digits.tasks[0].test.images[:5]
+    before = learner.logits(0, images)
+    assert torch.equal(learner.logits(0, images), before) and unpacked == [0]
+    learner.logits(1, images)
+    assert torch.equal(learner.logits(0, images), before) and unpacked == [0, 1, 0]
+    with torch.no_grad():
+        for _, weights in net.packed():
+            weights *= 2
+    assert not torch.equal(learner.logits(0, images), before) and unpacked == [0, 1, 0, 0]

@@ -167,6 +167,10 @@ def test_disturbed_times_stand_on_the_page_alone(
     assert "<td>9.00</td><td>9.00</td><td>8.00</td><td>8.00</td><td>1</td><td>0.50</td>" in (
         page.read_text()
     )
+    (group,) = summaries(
+        [replace(record(), latency=LATENCY, hardware={**record().hardware, "threads": 2})]
+    )
+    assert "ms" not in group.table()[0]  # one of the two threads had to wait
     elsewhere = replace(record(), latency=busy, hardware={**record().hardware, "device": "cuda"})
     assert "ms" in summaries([elsewhere])[0].table()[0]
 

@@ -24,6 +24,7 @@ from firefly_cl.benchmark.plan import (
     check,
     check_data_dir,
     check_device,
+    check_options,
     check_settings,
     parse_names,
     parse_seeds,
@@ -347,3 +348,10 @@ def test_settings_need_something_that_grows():
         check(replace(REQUEST, settings=("reach=0.1",)))
     with pytest.raises(ConfigurationError, match="is not name=value"):
         check(replace(REQUEST, strategies=("firefly",), settings=("reach",)))
+
+
+def test_a_budget_is_for_strategies_that_grow_with_the_tasks():
+    for strategies in (("firefly", "ewc"), ("pnn",)):
+        check_options(Request("split-digits", strategies, (0,), budget=5000))
+    with pytest.raises(ConfigurationError, match="firefly and pnn, and naive, ewc cannot keep"):
+        check_options(Request("split-digits", ("naive", "ewc"), (0,), budget=5000))

@@ -56,6 +56,7 @@ def test_percent_over_seeds():
     assert percent_over([0.50, 0.52, 0.54]) == "52.0 ± 2.0"  # sample deviation, by hand
     assert percent_over([0.0, 0.0]) == "0"  # exactly nothing, not a rounded something
     assert percent_over([0.0, 0.00001]) == "0.0 ± 0.0"
+    assert percent_over([0.01, -0.01]) == "0.0 ± 1.4"
     assert percent_over([None]) == "-"
 
 

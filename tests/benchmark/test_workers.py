@@ -72,6 +72,8 @@ def test_a_finished_run_on_other_images_is_told(
     capsys.readouterr()
     assert run("--workers", workers, "--data-dir", str(data)) == (2, [])
     assert "holds a run on other images than those in data" in capsys.readouterr().err
+    monkeypatch.setenv("FIREFLY_DATA", str(data))
+    assert run("--workers", workers) == (2, [])
 
 
 def test_nothing_is_discarded_for_runs_that_cannot_begin(

@@ -26,21 +26,19 @@ def batches(images: Images, batch_size: int, seed: int = 0, **changes: object) -
 
 
 @pytest.mark.parametrize(
-    ("n", "batch_size", "drop_last", "sizes"),
+    ("n", "batch_size", "sizes"),
     [
-        (10, 4, False, [3, 3, 4]),
-        (9, 4, False, [3, 3, 3]),
-        (3, 2, False, [3]),
-        (9, 4, True, [4, 4]),
-        (8, 4, False, [4, 4]),
-        (3, 4, False, [3]),
-        (3, 4, True, [3]),
-        (1, 4, False, [1]),
-        (3, 1, False, [1, 1, 1]),
+        (10, 4, [3, 3, 4]),
+        (9, 4, [3, 3, 3]),
+        (3, 2, [3]),
+        (8, 4, [4, 4]),
+        (3, 4, [3]),
+        (1, 4, [1]),
+        (3, 1, [1, 1, 1]),
     ],
 )
-def test_sizes(n: int, batch_size: int, drop_last: bool, sizes: list[int]) -> None:
-    loader = batches(numbered(n), batch_size, drop_last=drop_last)
+def test_sizes(n: int, batch_size: int, sizes: list[int]) -> None:
+    loader = batches(numbered(n), batch_size)
     assert [len(x) for x, _, _ in loader] == sizes
     assert len(loader) == len(sizes)
 

@@ -69,11 +69,12 @@ def add_lateral_head(net: FireflyNet, weights: Mapping[int, Tensor], bias: Tenso
 def tapped(net: FireflyNet) -> list[Node]:
     """The nodes that features are read from: of each space the last that computes, in order.
 
-    Nodes that only pool, flatten or join what others compute are none.
+    Nodes that only pool, flatten or join what others compute are none. Nor are the sums of inserted
+    layers: what was fitted before a layer came must find its features where they were.
     """
     last: dict[str, Node] = {}
     for node in net.nodes:
-        passing = node.attributes.get("operation") in POOLINGS
+        passing = node.attributes.get("operation") in POOLINGS or node.attributes.get("residual")
         if not passing and node.kind not in ("input", "flatten", "cat", "identity"):
             last.update(dict.fromkeys((segment.space for segment in node.layout), node))
     names = {node.name for node in last.values()}

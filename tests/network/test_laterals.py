@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from firefly_cl.errors import EditError, FileError
 from firefly_cl.network import FireflyNet, extract, floats, flops, load_net, save_net
+from firefly_cl.network.deeper import deeper_places
+from firefly_cl.network.edits import insert
 from firefly_cl.network.laterals import add_lateral_head, feature_count, features, tapped
 from firefly_cl.network.readings import HEAD, readings
 from firefly_cl.zoo import BACKBONES
@@ -123,6 +126,35 @@ def test_features_are_of_own_units_after_their_activation() -> None:
     units = sum(net.spaces[name].width(1) for name in net.growable_spaces())
     assert feature_count(net, 1) == 2 * units
     assert feature_count(network("mlp"), 1) == 2 * 2  # two layers of two units, one point each
+
+
+@pytest.mark.parametrize("name", ["resnet9", "vgg11", "concat", "mobilenetv1", "mlp-bn"])
+def test_layers_that_later_tasks_insert_change_nothing_of_it(name: str, tmp_path: Path) -> None:
+    net = network(name)
+    drawn_head(net)
+    net.freeze()
+    before = net(images(), 2)
+    net.begin_task(2, 2, generator=torch.Generator().manual_seed(3))
+    places = {*deeper_places(net), *(n.name for n in net.nodes if "pool" in n.name)}
+    inserted = 0
+    for place in sorted(places):
+        deeper = copy.deepcopy(net)
+        try:
+            insert(deeper, place, 2, generator=torch.Generator().manual_seed(4))
+        except EditError:
+            continue
+        inserted += 1
+        assert torch.equal(deeper(images(), 2), before)
+        save_net(deeper, tmp_path / "net.safetensors")
+        again, _ = load_net(tmp_path / "net.safetensors")
+        assert torch.equal(again(images(), 2), before)
+        assert torch.allclose(extract(deeper, 2).eval()(images()), before, atol=1e-5)
+        drawn_head(deeper, (2,))  # of a task without units in the inserted layer
+        deeper.freeze()
+        deeper.begin_task(2, 2, generator=torch.Generator().manual_seed(5))
+        drawn_head(deeper, (2, 3))  # and of the one that inserted it
+        assert deeper(images(), 4).shape == (4, 2)
+    assert inserted > 1
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet9"])

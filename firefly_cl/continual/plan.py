@@ -47,7 +47,7 @@ class Plan:
     too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
     searched for, beginning at that of `gates`. None: it is that.
     lateral: how a trained task's head also reads, by a linear classifier, what all units of the
-    the nearest older tasks compute, if it does. These are then computed for its answers too.
+    nearest older tasks compute, if it does. These are then computed for its answers too.
     validation: held out of an experience that comes without a validation stream.
     """
 
@@ -110,10 +110,11 @@ class Plan:
         source: the task that copies are of, the newest unless told.
         """
         source = net.current if source is None else source
-        finest = max(node.size for node in net.nodes)
+        growable = net.growable_spaces()
+        finest = max(node.size for name in growable for node in net.producers(name))
         shared = self._shared_spaces(net)
         widths = {}
-        for name in net.growable_spaces():
+        for name in growable:
             if self.start in COPYING and name not in shared:
                 widths[name] = max(1, net.spaces[name].width(source))
                 continue
@@ -148,8 +149,18 @@ class Plan:
         }
 
     def _shared_spaces(self, net: FireflyNet) -> list[str]:
-        growable = net.growable_spaces()
-        return growable[: round(self.shared * len(growable))]
+        """Those of the first layers; of inserted ones those that write to such alone.
+
+        So what is shared stays so, whatever layers later tasks insert.
+        """
+        first = [name for name in net.growable_spaces() if net.spaces[name].width(0)]
+        shared = set(first[: round(self.shared * len(first))])
+        for node in net.nodes:
+            if node.attributes.get("residual") and node.name in net.layers:
+                (inserted,) = {s.space for s in net.node(node.inputs[0]).layout}
+                if inserted not in first and all(s.space in shared for s in node.layout):
+                    shared.add(inserted)
+        return [name for name in net.growable_spaces() if name in shared]
 
 
 SETTINGS = "settings."

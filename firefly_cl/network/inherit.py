@@ -42,7 +42,7 @@ def inherit(net: FireflyNet, units: Selection, source: int | None = None) -> Non
     for name, layer in net.layers.items():
         if isinstance(layer, GrowableNorm):
             _inherit_norm(net, layer, before, originals, copies)
-        elif isinstance(layer, GrowableLayer) and not layer.is_head and layer.block(before):
+        elif isinstance(layer, GrowableLayer) and not layer.is_head:
             _inherit_rows(net, name, layer, before, originals, copies)
     net.forget_plans()
 
@@ -70,8 +70,11 @@ def _inherit_rows(
 ) -> None:
     task = net.current
     block, source = own_block(net, name), layer.block(before)
-    assert source is not None
     device = block.from_own.device
+    if source is None:  # a layer inserted since, which adds nothing to what the originals are
+        here = positions(layer.writes, net.owned_units(task), copies)[0].to(device)
+        block.from_old[here], block.from_own[here] = 0.0, 0.0
+        return
     there = positions(layer.writes, net.owned_units(before), originals)[0].to(device)
     here = positions(layer.writes, net.owned_units(task), copies)[0].to(device)
     if block.bias is not None and source.bias is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from firefly_cl.continual.plan import Plan
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network import FireflyNet, extract, flops
+from firefly_cl.network.deeper import deeper_places
+from firefly_cl.network.edits import insert
 from firefly_cl.zoo import BACKBONES
 
 
@@ -28,6 +31,30 @@ def test_seed_widths_are_shares_of_the_first_tasks() -> None:
     assert (stem, wide) == (first[0] // 4, first[1] // 4)  # both on the finest maps
     assert inner[0] == first[2] // 2  # shared
     assert inner[1:] == [3 * width // 4 for width in first[3:]]  # private
+
+
+def test_a_strided_stem_has_the_finest_maps() -> None:
+    for stride in (1, 2):
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3, stride, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2),
+        )  # fmt: skip
+        net = FireflyNet.from_module(model, torch.zeros(2, 3, 16, 16))
+        assert list(Plan(seed=1.0, early=0.5).seed_widths(net).values()) == [8, 16]
+
+
+@pytest.mark.parametrize("at", [0, -1])
+def test_what_is_shared_stays_so_when_layers_are_inserted(at: int) -> None:
+    plan = Plan(start="copies", shared=0.5)
+    net = grown(plan, 2)
+    shared = net.growable_spaces()[:3]
+    inserted = [insert(net, deeper_places(net)[at], 2).space for _ in range(2)]
+    net.freeze()
+    begun = plan.reads(net)
+    read = {name for name in net.growable_spaces() if len(begun[name])}
+    assert read == {*shared, *(inserted if at == 0 else ())}
+    if at == -1:  # private, as what they write to is: copies
+        assert [plan.seed_widths(net)[name] for name in inserted] == [2, 2]
 
 
 def test_private_spaces_are_neither_read_nor_computed_by_later_tasks() -> None:

@@ -8,6 +8,8 @@ from growing_nets import NAMES, VARIED, answers, begin, images, net_of, train_st
 
 from firefly_cl.errors import EditError
 from firefly_cl.network import FireflyNet
+from firefly_cl.network.deeper import deeper_places
+from firefly_cl.network.edits import insert
 from firefly_cl.network.inherit import inherit
 
 
@@ -63,6 +65,19 @@ def test_copies_may_be_of_a_task_further_back(name: str) -> None:
     for source in (2, -1):
         with pytest.raises(EditError, match="cannot inherit"):
             inherit(net, originals(net), source)
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_copies_are_undisturbed_by_a_layer_inserted_since(name: str) -> None:
+    net = chain(name)
+    before = answers(net, images())[0]
+    inserted = insert(net, deeper_places(net)[0], 2).space
+    none = torch.zeros(0, dtype=torch.int64)
+    widths = {space: 1 if space == inserted else 4 for space in net.growable_spaces()}
+    begin(net, 3, widths, {space: none for space in net.growable_spaces()}, seed=8)
+    inherit(net, originals(net), 0)
+    same_head(net)
+    torch.testing.assert_close(answers(net, images())[2], before)
 
 
 @pytest.mark.parametrize("name", VARIED)

@@ -79,6 +79,11 @@ class FireflyModel(MultiTaskModule):
             raise DataError(
                 f"experience {number} has the single class {classes}: join it with another"
             )
+        if self.tasks.get(labels[0]) == self.net.current and not self.net.tasks[-1].frozen:
+            raise ConfigurationError(
+                f"the training of task label {labels[0]} was broken off: begin with a new "
+                "strategy, or with a model saved before that task"
+            )
         if labels[0] in self.tasks:
             raise ConfigurationError(
                 f"experience {number} has task label {labels[0]}, which was learnt before: build "

@@ -210,6 +210,8 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
         """Refuse a loss that is not finite."""
+        mixed = strategy._criterion.mixture is not None
+        self._rest(strategy)
         loss = float(strategy.loss.detach())
         if loss - loss != 0:  # NaN and both infinities
             raise DivergenceError(
@@ -219,11 +221,10 @@ class TrainingPlugin(SupervisedPlugin):
             )
         self._losses.append(loss)
         output = strategy.mb_output
-        if strategy._criterion.mixture is None and isinstance(output, Tensor):
+        if not mixed and isinstance(output, Tensor):
             hits = output.detach().argmax(1) == strategy.mb_y
             self._right += int(hits.sum())
             self._seen += len(hits)
-        self._rest(strategy)
 
     def after_training_iteration(self, strategy: Any, **kwargs: object) -> None:
         """Count the step."""
@@ -231,6 +232,7 @@ class TrainingPlugin(SupervisedPlugin):
 
     def before_eval_exp(self, strategy: Any, **kwargs: object) -> None:
         """Evaluate on batches from memory, unaugmented and in order."""
+        self._rest(strategy)  # where training was broken off inside a step
         dataset = strategy.adapted_dataset
         known = isinstance(strategy.dataloader, DataLoader | SingleDatasetDataLoader)
         if known and _is_plain(dataset):
@@ -347,7 +349,8 @@ class TrainingPlugin(SupervisedPlugin):
         )
 
     def _rest(self, strategy: Any) -> None:
-        strategy._criterion.active, strategy._criterion.mixture = False, None
+        if isinstance(strategy._criterion, TrainingCriterion):
+            strategy._criterion.active, strategy._criterion.mixture = False, None
 
     def _tell(self, loss: float | None, accuracy: float | None) -> None:
         tasks = self.task + 1 if self.tasks is None else self.tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 from pathlib import Path
@@ -227,6 +228,39 @@ def test_divergence_leaves_older_tasks_alone() -> None:
     with pytest.raises(DivergenceError, match="task 1, epoch 1, step 1"):
         strategy.train(benchmark.train_stream[1])
     assert accuracy(strategy.model, benchmark.test_stream[0]) == before
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_training_that_was_broken_off_leaves_evaluation_as_it_was(mixup: float) -> None:
+    recipe = dataclasses.replace(RECIPE, mixup=mixup, batch_size=10, label_smoothing=0.0)
+    strategy = growing(recipe=recipe, plan=dataclasses.replace(PLAN, grow_at=()))
+    benchmark = stream_of(TWO)
+    strategy.train(benchmark.train_stream[0])
+    logits, labels = torch.tensor([[4.0, 0.0]]), torch.tensor([0])
+    expected = torch.nn.functional.cross_entropy(logits, labels)
+    plain = strategy.model.forward
+
+    def broken(*args: Any) -> Any:
+        if strategy.model.training:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    diverging = strategy._criterion.plain
+    for error, target, name, put in (
+        (DivergenceError, strategy._criterion, "plain", lambda x, y: x.sum() * torch.inf),
+        (KeyboardInterrupt, strategy.model, "forward", broken),
+    ):
+        again = copy.deepcopy(benchmark)
+        setattr(target, name, put)
+        with pytest.raises(error):
+            strategy.train(again.train_stream[1])
+        setattr(target, name, diverging if name == "plain" else plain)
+        strategy.eval(benchmark.test_stream[:1])
+        assert strategy._criterion(logits, labels) == expected
+        with pytest.raises(ConfigurationError, match="task label 1 was broken off: begin with"):
+            strategy.train(again.train_stream[1])
+        strategy.model.tasks.pop(1)
+        strategy.model.net.freeze()
 
 
 def test_a_plain_model_needs_an_example() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firefly_cl.errors import EditError
 from firefly_cl.growth.candidates import WiderCandidates, propose
 from firefly_cl.growth.criterion import Loss, finite
 from firefly_cl.growth.execution import CandidateExecution
@@ -53,6 +54,11 @@ def linear_map(node: Node, x: Tensor) -> Tensor:
     operation = node.attributes["operation"]
     if operation in _AVERAGED:
         name, kept = _AVERAGED[operation]
+        if node.attributes.get("dilation", 1) not in (1, [1, 1]):
+            raise EditError(
+                f"{node.name} takes maxima with a dilation, for which there is no mean: choose "
+                "another criterion"
+            )
         attributes = {k: v for k, v in node.attributes.items() if k in kept}
         node = Node(node.name, "map", node.inputs, node.layout, {**attributes, "operation": name})
         return apply_map(node, x, False)

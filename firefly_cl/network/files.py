@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from firefly_cl.errors import FileError, Unreadable
-from firefly_cl.network.graph import Node
+from firefly_cl.network.graph import MAPS, Node
 from firefly_cl.network.laterals import LateralHead, feature_count
 from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet, Task
@@ -106,6 +106,12 @@ def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
             f"{path} has schema {schema}, this version reads up to {SCHEMA}: update firefly_cl"
         )
     try:
+        operations = {node["attributes"].get("operation", "relu") for node in structure["nodes"]}
+        if unknown := operations - set(MAPS):
+            raise FileError(
+                f"{path} has an operation {sorted(unknown)[0]!r} that this process does not know: "
+                "teach it with register_map before you read the file"
+            )
         return net_of(structure, state), structure["extra"]
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError) as e:
         why = str(e).strip().partition("\n")[0]

@@ -249,6 +249,7 @@ class FireflyNet(nn.Module):
             self._plans[task] = self._make_plan(task)
         return self._plans[task]
 
+    @torch.inference_mode(False)  # or gradients of later passes could not go through what is kept
     @torch.no_grad()
     def _make_plan(self, task: int) -> Plan:
         plan = Plan()

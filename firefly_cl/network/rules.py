@@ -91,6 +91,11 @@ def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _input_of(node: fx.Node) -> Any:
+    """The tensor that a function works on, the first argument or `input`."""
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
 def map_module(operation: str, *names: str) -> ModuleRule:
     """A rule for a module without parameters: the map `operation` with some attributes."""
 
@@ -106,7 +111,8 @@ def map_call(operation: str, *names: str) -> CallRule:
 
     def rule(tracing: Tracing, node: fx.Node) -> None:
         given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
-        x = given.pop("input", None) or node.args[0]
+        given.pop("input", None)
+        x = _input_of(node)
         for ignored in ("inplace", "training"):
             given.pop(ignored, None)
         tracing.add_map(node, x, operation, **{k: _json(v) for k, v in given.items()})
@@ -231,18 +237,19 @@ def _mean(tracing: Tracing, node: fx.Node) -> None:
 
 
 def _reduce(tracing: Tracing, node: fx.Node, operation: str, given: dict[str, Any]) -> None:
-    before = len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    x = _input_of(node)
+    before = len(shape_of(x))
     dims = given.get("dim")
     dims = [dims] if isinstance(dims, int) else list(dims or [])
     if sorted(d % before for d in dims) != list(range(2, before)) or before < 3:
         raise tracing.fail(node, "only a mean or maximum over all of height and width is known")
     keepdim = bool(given.get("keepdim", False))
-    tracing.add_map(node, node.args[0], operation, dim=dims, keepdim=keepdim)
+    tracing.add_map(node, x, operation, dim=dims, keepdim=keepdim)
 
 
 def _reshape(tracing: Tracing, node: fx.Node, *_: Any) -> None:
-    x = node.args[0]
-    before, after = shape_of(x), shape_of(node)  # type: ignore[arg-type]
+    x = _input_of(node)
+    before, after = shape_of(x), shape_of(node)
     features = 1
     for side in before[1:]:
         features *= side
@@ -265,8 +272,10 @@ def _add(tracing: Tracing, node: fx.Node) -> None:
         raise tracing.fail(node, "only a sum of two tensors is known")
     if len({shape_of(t) for t in terms}) != 1:  # type: ignore[arg-type]
         raise tracing.fail(node, "a sum that broadcasts is not known; make the shapes equal")
-    first = tracing.channels(terms[0])
-    for one, other in zip(first, tracing.channels(terms[1]), strict=True):
+    first, second = (tracing.channels(term) for term in terms)
+    if len(first) != len(second):
+        raise tracing.fail(node, "a sum of the head's result and another cannot grow; join before")
+    for one, other in zip(first, second, strict=True):
         tracing.tie(one, other)
     tracing.add(node, "add", terms, first)
 
@@ -281,7 +290,8 @@ def _cat(tracing: Tracing, node: fx.Node) -> None:
 
 
 def _identity(tracing: Tracing, node: fx.Node, *_: Any) -> None:
-    tracing.add(node, "identity", [node.args[0]], tracing.channels(node.args[0]))
+    x = _input_of(node)
+    tracing.add(node, "identity", [x], tracing.channels(x))
 
 
 for _target_, _rule in (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from contextlib import redirect_stderr
+from io import StringIO
 from traceback import StackSummary
 from typing import Any
 
@@ -35,7 +37,22 @@ class _Tracer(fx.Tracer):
         """
         names = [frame.name for frame in user_stack_summary]
         first = names.index("forward") if "forward" in names else len(names)
-        return StackSummary.from_list(user_stack_summary[first:])
+        frames = [frame for frame in user_stack_summary[first:] if frame.filename != __file__]
+        return StackSummary.from_list(frames)
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: Any,
+        kwargs: Any,
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        """A node by another name than the layer's where nn.ModuleDict has an attribute of it."""
+        if name is None and kind == "call_module" and hasattr(nn.ModuleDict, str(target)):
+            name = f"{target}_layer"
+        return super().create_node(kind, target, args, kwargs, name, type_expr)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in MODULE_RULES or super().is_leaf_module(m, module_qualified_name)
@@ -50,21 +67,29 @@ def trace(model: nn.Module, example_input: Tensor, head: str | None = None) -> T
     """
     try:
         graph = _Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise UnsupportedOperation(
             f"{type(model).__name__} cannot be traced by torch.fx ({_one_line(error)}); "
-            "its forward must not branch on tensor values"
+            "its forward must not branch on tensor values, nor take their len()"
         ) from error
+    tracing = Tracing(_find_head(model, graph, head))
+    whole = fx.GraphModule(model, graph)
+    graph.eliminate_dead_code()  # what nothing reads would take its share of a growth budget
+    if not isinstance(example_input, Tensor) or example_input.dim() < 2:
+        shape = tuple(getattr(example_input, "shape", ()))
+        raise ConfigurationError(
+            f"the example input, {type(example_input).__name__} {shape}, is no batch: pass a "
+            "tensor (B, F) or (B, C, H, W)"
+        )
     try:
-        with evaluation(model), torch.no_grad():
-            ShapeProp(fx.GraphModule(model, graph)).propagate(example_input)
+        with evaluation(model), torch.no_grad(), redirect_stderr(StringIO()):  # it prints there
+            ShapeProp(whole).propagate(example_input)
     except RuntimeError as error:
         raise ConfigurationError(
             f"the example input {tuple(example_input.shape)} does not fit the model "
-            f"({_one_line(error)}); pass one batch as the model expects it"
+            f"({_one_line(error.__cause__ or error)}); pass one batch as the model expects it"
         ) from error
 
-    tracing = Tracing(_find_head(model, graph, head))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     for node in graph.nodes:
         if node.op == "placeholder":
@@ -82,7 +107,7 @@ def trace(model: nn.Module, example_input: Tensor, head: str | None = None) -> T
     return tracing.finish()
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
@@ -108,8 +133,11 @@ def _walk_module(tracing: Tracing, node: fx.Node, module: nn.Module, calls: Coun
             f"no rule for {type(module).__name__}; teach it with "
             "firefly_cl.network.register_rule or replace it",
         )
-    if calls[node.target] > 1 and any(True for _ in module.parameters()):
+    with_parameters = any(True for _ in module.parameters())
+    if with_parameters and calls[node.target] > 1:
         raise tracing.fail(node, "a layer that is called twice cannot grow; make two layers")
+    if with_parameters and any(tracing.is_after_head(x) for x in node.all_input_nodes):
+        raise tracing.fail(node, "a layer behind the head cannot grow; end the model in its head")
     rule(tracing, node, module)
 
 

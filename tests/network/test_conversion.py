@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from growing_nets import CHANNELS, NAMES, SIDE, images, plain_model, seeded, shake
 from torch import Tensor, nn
 
-from firefly_cl.errors import ConfigurationError, UnsupportedOperation
+from firefly_cl.errors import ConfigurationError, FileError, UnsupportedOperation
 from firefly_cl.network import (
     FireflyNet,
     extract,
@@ -155,6 +155,45 @@ def test_odd_models_convert_grow_and_extract(label: str) -> None:
         torch.testing.assert_close(net(x, 0), expected, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["keys", "update", "values", "pop"])
+def test_a_layer_may_be_called_what_a_dict_has(name: str) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, name, nn.Linear(6, 4))
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(getattr(self, name)(x).relu())
+            return logits
+
+    model, x = Named(), torch.randn(2, 6)
+    net = FireflyNet.from_module(model, x)
+    assert torch.equal(net(x), model(x))
+
+
+def test_functions_may_name_their_input() -> None:
+    model = Parts(
+        lambda m, x: m.head4(torch.flatten(input=torch.mean(input=m.a(x), dim=(2, 3)), start_dim=1))
+    )
+    model.double().eval()
+    net = FireflyNet.from_module(model, images(2)).eval()
+    assert torch.equal(net(images()), model(images()))
+
+
+def test_a_pass_without_gradients_leaves_later_ones_theirs() -> None:
+    net = FireflyNet.from_module(
+        nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), torch.zeros(2, 6)
+    )
+    net.freeze()
+    net.begin_task(2, 2)
+    x = torch.randn(2, 6, requires_grad=True)
+    with torch.inference_mode():
+        net(x, 1)
+    net(x, 1).sum().backward()
+    assert x.grad is not None and bool(x.grad.abs().sum() > 0)
+
+
 def test_a_torchvision_model_converts() -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
@@ -206,6 +245,11 @@ UNSUPPORTED: dict[str, tuple[Forward, str]] = {
     "transpose": (lambda m, x: m.head4(pooled(m.a(x).transpose(2, 3))), "transpose"),
     "two results": (lambda m, x: (m.head4(pooled(m.a(x))), x), "one tensor"),  # type: ignore[dict-item,return-value]
     "no head at the end": (lambda m, x: (m.head4(pooled(m.a(x))), m.b(x))[1], "head"),
+    "sum of two heads": (
+        lambda m, x: m.head4(pooled(m.a(x))) + m.head8(pooled(m.deep(m.b(x)))),
+        "sum",
+    ),
+    "norm behind the head": (lambda m, x: m.norm3(m.head4(pooled(m.a(x)))), "behind the head"),
     "tied to the input": (lambda m, x: m.head2(pooled(x + m.two(x))), "cannot grow"),
     "order turned round": (
         lambda m, x: (lambda p, q: m.head8(pooled(torch.cat([p, q], 1) + torch.cat([q, p], 1))))(
@@ -220,7 +264,7 @@ UNSUPPORTED: dict[str, tuple[Forward, str]] = {
 def test_what_cannot_grow_is_named_with_its_line(label: str) -> None:
     forward, named = UNSUPPORTED[label]
     model = Parts(forward)
-    model.two = nn.Conv2d(CHANNELS, CHANNELS, 1)
+    model.two, model.norm3 = nn.Conv2d(CHANNELS, CHANNELS, 1), nn.BatchNorm1d(3)
     model.head2 = nn.Linear(CHANNELS, 3)
     with pytest.raises(UnsupportedOperation) as caught:
         FireflyNet.from_module(model.double().eval(), images(2))
@@ -344,7 +388,9 @@ def test_a_tensor_changed_in_place_and_read_again_is_an_error(place: str) -> Non
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_control_flow_on_values_and_wrong_examples_are_errors() -> None:
+def test_control_flow_on_values_and_wrong_examples_are_errors(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def branching(m: Parts, x: Tensor) -> Tensor:
         if x.sum() > 0:
             x = -x
@@ -353,8 +399,15 @@ def test_control_flow_on_values_and_wrong_examples_are_errors() -> None:
 
     with pytest.raises(UnsupportedOperation, match="must not branch"):
         FireflyNet.from_module(Parts(branching), images(2))
-    with pytest.raises(ConfigurationError, match="does not fit the model"):
+    with pytest.raises(UnsupportedOperation, match="nor take their len"):
+        FireflyNet.from_module(Parts(lambda m, x: m.head4(x.view(len(x), -1))), images(2))
+    with pytest.raises(ConfigurationError, match="does not fit the model") as caught:
         FireflyNet.from_module(odd_model("cat of cat"), torch.zeros(2, 5, 8, 8).double())
+    assert "to have 2 channels" in str(caught.value) and len(str(caught.value)) < 300
+    assert capsys.readouterr().err == ""
+    for example in (torch.zeros(6), torch.zeros(2, 6).numpy()):
+        with pytest.raises(ConfigurationError, match="is no batch: pass a tensor"):
+            FireflyNet.from_module(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), example)
     no_head = Parts(lambda m, x: pooled(m.a(x)))
     with pytest.raises(ConfigurationError, match="no Linear"):
         FireflyNet.from_module(no_head.double().eval(), images(2))
@@ -414,6 +467,9 @@ def test_a_new_activation_can_be_taught(untaught: None, tmp_path: Path) -> None:
         torch.testing.assert_close(extract(loaded)(x), model(x), rtol=1e-9, atol=1e-10)
     with pytest.raises(UnsupportedOperation, match="already there"):
         register_map("wave", lambda x: x)
+    MAPS.pop("wave")
+    with pytest.raises(FileError, match="'wave' that this process does not know: teach it"):
+        load_net(tmp_path / "net.safetensors")
 
 
 def test_a_new_function_can_be_taught(untaught: None) -> None:

@@ -18,7 +18,8 @@ class Batches:
     x: (B, C, H, W) float32, normalised; y, t: (B,) int64. The batches are as even as they can be
     and hold at most `batch_size` images, so that no small last batch disturbs batch norm (one or
     two more where one image would stand alone).
-    Raises DataError for an empty split and for NaN pixels.
+    Raises DataError for an empty split and for NaN pixels, ConfigurationError for settings that
+    leave nothing of the images.
     """
 
     def __init__(
@@ -45,6 +46,13 @@ class Batches:
             raise DataError(f"std is {tuple(std)}, expected positive numbers: compute it anew")
         if batch_size < 1:
             raise ConfigurationError(f"batch_size is {batch_size}: give 1 or more")
+        side = min(images.images.shape[2:])
+        for name in ("crop_padding", "cutout"):
+            if augmentation is not None and getattr(augmentation, name) >= side:
+                raise ConfigurationError(
+                    f"{name} is {getattr(augmentation, name)}, and images have sides of {side} "
+                    "pixels: give fewer"
+                )
         self.batch_size = batch_size
         self._images = images.images.to(device)
         self._labels = images.labels.to(device)

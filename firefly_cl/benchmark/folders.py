@@ -38,10 +38,10 @@ def check_writable(folder: Path) -> None:
 def finished_record(cell: Cell, folder: Path) -> Record | None:
     """The finished record that `folder` holds of this very cell, None if it must (still) run.
 
-    Raises FileError if the folder holds a run of another configuration.
+    Raises FileError if the folder holds a run of another configuration, of which something is done.
     """
     record = newest_record(folder)
-    if record is None:
+    if record is None or not (record.finished or unfinished_record(folder)):
         return None
     changed = differences(record.configuration, cell.as_json())
     if changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from firefly_cl.continual.held_out import HeldOut, plain_batches
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
-from firefly_cl.continual.plan import COPYING, Plan
+from firefly_cl.continual.plan import COPYING, Plan, require_one_plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.snapshot import State
 from firefly_cl.continual.training import experience_seed, training_of
@@ -97,6 +98,7 @@ class FireflyPlugin(SupervisedPlugin):
         require_images(strategy.experience)  # loaders stumble over none
         self._epoch, self._last_loss = 0, None
         model = _model(strategy)
+        require_one_plan(model.plan, self.plan)
         model.total = self.budget
         self._limit = model.budget = self._share(strategy)
         self.held_out.choose(strategy, self._generator(strategy))
@@ -129,6 +131,12 @@ class FireflyPlugin(SupervisedPlugin):
         self._due = _epochs_at(self.plan.grow_at, epochs)
         self._selections = _epochs_at(self.plan.select_at, epochs)
         self._prunings = _epochs_at(self.plan.prune_at, epochs)
+        for name in ("grow_at", "select_at", "prune_at"):
+            if (shares := getattr(self.plan, name)) and not _epochs_at(shares, epochs):
+                warnings.warn(
+                    f"{name}={shares} is within no epoch of {epochs}: it never happens",
+                    stacklevel=2,
+                )
         self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
         self._at_first, self._steps = self._own(net), 0
         self._seconds_before = dict(self.seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import experience_seed
-from firefly_cl.errors import ConfigurationError, DataError
+from firefly_cl.errors import ConfigurationError, DataError, FileError
 from firefly_cl.network import FireflyNet, Selection, floats, task_floats
-from firefly_cl.network.files import net_of, structure_of
+from firefly_cl.network.files import load_net, net_of, save_net, structure_of
 from firefly_cl.network.inherit import inherit
 from firefly_cl.network.layers import GrowableLayer
 
@@ -87,7 +88,8 @@ class FireflyModel(MultiTaskModule):
         if labels[0] in self.tasks:
             raise ConfigurationError(
                 f"experience {number} has task label {labels[0]}, which was learnt before: build "
-                "the benchmark with a task label for each experience (return_task_id=True)"
+                "the benchmark with a task label for each experience (Avalanche: task_labels=True, "
+                "or return_task_id=True)"
             )
         self._begin(labels[0], max(classes) + 1)
 
@@ -137,8 +139,38 @@ class FireflyModel(MultiTaskModule):
         inner = {name.removeprefix("net."): part for name, part in state.items()}
         self.net = net_of(structure, inner).to(device).train(self.training)
 
-    def forward(self, x: Tensor, task_labels: Tensor | int) -> Tensor:
-        """Logits (B, classes), each sample by its own task's function."""
+    def save(self, path: Path | str) -> None:
+        """Write the network, and which task belongs to which label, to a file.
+
+        Raises FileError.
+        """
+        save_net(self.net, path, {"labels": sorted(self.tasks.items())})
+
+    @staticmethod
+    def load(path: Path | str, plan: Plan | None = None, seed: int = 0) -> FireflyModel:
+        """What `save` wrote, in evaluation mode; further tasks begin by `plan`.
+
+        Raises FileError.
+        """
+        net, extra = load_net(path)
+        model = FireflyModel(net, plan or Plan(), seed)
+        try:
+            model.tasks = {int(label): int(task) for label, task in extra["labels"]}
+        except (KeyError, TypeError, ValueError):
+            raise FileError(f"{path} has no task labels: read it with load_net") from None
+        return model.eval()
+
+    def forward(
+        self, x: Tensor, task_labels: Tensor | int | None = None
+    ) -> Tensor | dict[int, Tensor]:
+        """Logits (B, classes), each sample by its own task's function; without labels, by label."""
+        if x.dtype == torch.uint8:
+            raise DataError(
+                "images are uint8, and the network takes floats: stream inputs, as "
+                "scenario.benchmark(normalised=True) does, or give the strategy a recipe"
+            )
+        if task_labels is None:
+            return {label: self.forward_single_task(x, label) for label in self.tasks}
         if not isinstance(task_labels, int):
             found = sorted(set(task_labels.tolist()))
             if len(found) != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -76,6 +76,8 @@ class Plan:
     def __post_init__(self) -> None:
         """Raise ConfigurationError for shares that cannot work."""
         for name in ("seed", "early", "private", "growth"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ConfigurationError(f"{name} is {getattr(self, name)!r}: give a number")
             if not 0 <= getattr(self, name) <= 10:
                 raise ConfigurationError(f"{name} is {getattr(self, name)}: it must be in [0, 10]")
         if not 0 <= self.shared <= 1:
@@ -97,6 +99,10 @@ class Plan:
         if not 0 <= self.validation < 1:
             raise ConfigurationError(f"validation is {self.validation}: it must be in [0, 1)")
         for name in ("grow_at", "select_at", "prune_at"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ConfigurationError(
+                    f"{name} is {getattr(self, name)!r}: give a tuple of shares, as in (0.2, 0.4)"
+                )
             if any(not 0 < share < 1 for share in getattr(self, name)):
                 raise ConfigurationError(
                     f"{name} is {getattr(self, name)}: shares must lie between 0 and 1"
@@ -111,7 +117,8 @@ class Plan:
         """
         source = net.current if source is None else source
         growable = net.growable_spaces()
-        finest = max(node.size for name in growable for node in net.producers(name))
+        maps = [n.size for name in growable for n in net.producers(name) if not n.flat]
+        finest = max(maps, default=net.nodes[0].size)
         shared = self._shared_spaces(net)
         widths = {}
         for name in growable:
@@ -161,6 +168,16 @@ class Plan:
                 if inserted not in first and all(s.space in shared for s in node.layout):
                     shared.add(inserted)
         return [name for name in net.growable_spaces() if name in shared]
+
+
+def require_one_plan(of_model: Plan, plan: Plan) -> None:
+    """Raise ConfigurationError where a FireflyModel's plan is not that of strategy or plugin."""
+    others = [f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(of_model, f.name)]
+    if others:
+        raise ConfigurationError(
+            f"the FireflyModel has a plan with another {', '.join(others)}: give the same plan to "
+            "the model and to the strategy or plugin"
+        )
 
 
 SETTINGS = "settings."

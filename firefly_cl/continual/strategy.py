@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from firefly_cl.continual.growing import FireflyPlugin
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.model import FireflyModel
-from firefly_cl.continual.plan import Plan
+from firefly_cl.continual.plan import Plan, require_one_plan
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.continual.training import TrainingPlugin, make_optimizer
 from firefly_cl.errors import ConfigurationError
@@ -75,6 +74,11 @@ class FireflyStrategy(SupervisedTemplate):
             training = TrainingPlugin(recipe, pixels, seed=seed)
         if training is not None:
             recipe = training.recipe
+        if optimizer is not None and len(optimizer.param_groups) > 1:
+            raise ConfigurationError(
+                f"the optimizer has {len(optimizer.param_groups)} groups of parameters, and new "
+                "units belong to none of them: give it one group"
+            )
         if optimizer is None:
             # Where all tasks are frozen nothing trains yet, but an optimizer wants something.
             parameters = wrapped.net.trainable() or list(wrapped.net.parameters())
@@ -105,10 +109,6 @@ def _plan_of(model: nn.Module, plan: Plan | None) -> Plan:
     """The one plan of a model and a strategy."""
     if not isinstance(model, FireflyModel):
         return plan or Plan()
-    if plan is None or plan == model.plan:
-        return model.plan
-    others = [f.name for f in fields(Plan) if getattr(plan, f.name) != getattr(model.plan, f.name)]
-    raise ConfigurationError(
-        f"the FireflyModel has a plan with another {', '.join(others)} than the strategy's: "
-        "give the plan to one of them, or the same to both"
-    )
+    if plan is not None:
+        require_one_plan(model.plan, plan)
+    return model.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 def copy_weights(net: FireflyNet, traced: Traced) -> None:
     """Give task 0 of `net`, which has no rows yet, those of the traced model."""
     generator = torch.Generator()
+    frozen = [
+        name
+        for name, module in traced.modules.items()
+        if any(not parameter.requires_grad for parameter in module.parameters())
+    ]
+    if frozen:
+        warnings.warn(
+            f"{', '.join(frozen)} did not train (requires_grad=False); as units of a task they do, "
+            "until the task is frozen",
+            stacklevel=3,
+        )
     for name, module in traced.modules.items():
         layer = net.layers[name]
         weight, bias = module.weight, module.bias

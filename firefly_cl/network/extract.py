@@ -23,7 +23,8 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
     It maps (B, C, H, W) to the task's logits as `net(x, task)` does, holds only Conv2d, Linear,
     BatchNorm and functions, and depends on nothing here; its weights are copies. Where an older
     unit would read a newer one, its weights hold zeros. Raises ConfigurationError for a task
-    that the network has not seen.
+    that the network has not seen. It is in evaluation mode where the task is frozen, else in the
+    network's mode.
     """
     task = net.check_task(task)
     root, graph = nn.Module(), fx.Graph()
@@ -38,7 +39,7 @@ def extract(net: FireflyNet, task: int | None = None) -> fx.GraphModule:
     module.graph.eliminate_dead_code()  # heads of older tasks
     module.delete_all_unused_submodules()
     module.recompile()
-    return module.train(net.training)
+    return module.train(net.training and not net.tasks[task].frozen)
 
 
 def _add_task(

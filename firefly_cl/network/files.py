@@ -51,7 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def save_net(net: FireflyNet, path: Path, extra: Mapping[str, Any] | None = None) -> None:
+def save_net(net: FireflyNet, path: Path | str, extra: Mapping[str, Any] | None = None) -> None:
     """Write a network to one safetensors file, whole or not at all.
 
     Weights and structure share the file, so that neither can be newer than the other. extra:
@@ -60,7 +60,7 @@ def save_net(net: FireflyNet, path: Path, extra: Mapping[str, Any] | None = None
     schema = SCHEMA if len(net.laterals) else 1
     structure = {"schema": schema, **structure_of(net), "extra": dict(extra or {})}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
-    write_atomically(path, save(state, {"firefly_cl": json.dumps(structure)}))
+    write_atomically(Path(path), save(state, {"firefly_cl": json.dumps(structure)}))
 
 
 def structure_of(net: FireflyNet) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def structure_of(net: FireflyNet) -> dict[str, Any]:
     }
 
 
-def load_net(path: Path) -> tuple[FireflyNet, dict[str, Any]]:
+def load_net(path: Path | str) -> tuple[FireflyNet, dict[str, Any]]:
     """Read what `save_net` wrote: the network (on the CPU, in evaluation mode) and `extra`.
 
     Raises FileError for a file that is missing, damaged, or written by a newer version.

@@ -194,10 +194,11 @@ for _function, _operation, _names in (
 
 def _with_number(tracing: Tracing, node: fx.Node, what: str) -> tuple[fx.Node, float, bool]:
     """The tensor and the number of an operation on both, and whether the tensor comes first."""
-    terms = list(node.args)
+    given = dict(zip(("input", "other"), node.args, strict=False)) | dict(node.kwargs)
+    terms = [given.pop(name) for name in ("input", "other") if name in given]
     numbers = [t for t in terms if isinstance(t, (int, float)) and not isinstance(t, bool)]
     tensors = [t for t in terms if isinstance(t, fx.Node)]
-    if node.kwargs or len(terms) != 2 or len(numbers) != 1 or len(tensors) != 1:
+    if given or len(terms) != 2 or len(numbers) != 1 or len(tensors) != 1:
         raise tracing.fail(node, f"only {what} of a tensor and a number is known")
     return tensors[0], numbers[0], terms[0] is tensors[0]
 

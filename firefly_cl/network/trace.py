@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.utils.parametrize import is_parametrized
 
 from firefly_cl.errors import ConfigurationError, UnsupportedOperation
 from firefly_cl.network import rules as _rules  # noqa: F401 - its rules are registered
@@ -136,6 +137,10 @@ def _walk_module(tracing: Tracing, node: fx.Node, module: nn.Module, calls: Coun
     with_parameters = any(True for _ in module.parameters())
     if with_parameters and calls[node.target] > 1:
         raise tracing.fail(node, "a layer that is called twice cannot grow; make two layers")
+    if is_parametrized(module):
+        raise tracing.fail(
+            node, "a parametrized layer cannot grow; call torch's remove_parametrizations before"
+        )
     if with_parameters and any(tracing.is_after_head(x) for x in node.all_input_nodes):
         raise tracing.fail(node, "a layer behind the head cannot grow; end the model in its head")
     rule(tracing, node, module)

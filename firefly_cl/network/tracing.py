@@ -240,7 +240,7 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else ()
 
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = str(Path(torch.__file__).parent / "_")[:-1]  # ends in a separator
 
 
 def site(node: fx.Node) -> str:

@@ -169,6 +169,14 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_that_ended_before_its_first_task_is_in_nobodys_way(tmp_path: Path):
+    with pytest.raises(DivergenceError):
+        run(tmp_path, diverge="0")
+    other = cell(recipe={"epochs": 3}, width=2.0)
+    assert finished_record(other, tmp_path) is None
+    assert run(tmp_path, other).finished and finished_record(other, tmp_path) is not None
+
+
 def test_clear_leaves_what_is_not_a_runs(tmp_path: Path):
     run(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")

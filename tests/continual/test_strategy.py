@@ -167,7 +167,7 @@ def test_the_plan_of_a_model_is_that_of_the_strategy() -> None:
     plan = dataclasses.replace(PLAN, growth=0.75, validation=0.2)
     strategy = FireflyStrategy(model=FireflyModel(growing().net, plan), recipe=RECIPE)
     assert strategy.firefly.plan is strategy.model.plan is plan
-    with pytest.raises(ConfigurationError, match="another growth, validation than the strategy's"):
+    with pytest.raises(ConfigurationError, match="another growth, validation: give the same plan"):
         FireflyStrategy(model=FireflyModel(growing().net, plan), plan=PLAN)
 
 

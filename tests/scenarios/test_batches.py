@@ -132,3 +132,11 @@ def test_statistics_that_do_not_fit(changes: dict, message: str) -> None:
 def test_batch_size_zero() -> None:
     with pytest.raises(ConfigurationError, match="batch_size is 0"):
         batches(numbered(4), 0)
+
+
+@pytest.mark.parametrize("name", ["crop_padding", "cutout"])
+def test_augmentation_that_leaves_nothing_of_an_image_is_refused(name: str) -> None:
+    side = numbered(4).images.shape[-1]
+    with pytest.raises(ConfigurationError, match=f"{name} is {side}, and images have sides"):
+        batches(numbered(4), 2, augmentation=Augmentation(**{name: side}))
+    batches(numbered(4), 2, augmentation=Augmentation(crop_padding=0, cutout=side - 1))

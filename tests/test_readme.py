@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from firefly_cl import cli
 from firefly_cl.commands import COMMANDS
@@ -18,8 +19,11 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 
 
 @pytest.mark.filterwarnings("ignore:no QP solver")
-def test_the_example_learns_and_forgets_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_example_learns_and_forgets_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example, after = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     lines = [line for line in example.splitlines() if line]
     assert len(lines) == 8
     names: dict[str, Any] = {}
@@ -30,6 +34,9 @@ def test_the_example_learns_and_forgets_nothing(capsys: pytest.CaptureFixture[st
     assert accuracy > 0.8  # chance is 0.5
     assert "Top1_Acc_Stream" in out
     assert len(names["cl"].net.tasks) == 5
+    exec(after, names)
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(names["first"](x), names["model"](x, 0))
 
 
 @pytest.mark.parametrize(

@@ -78,20 +78,19 @@ class LateralProbe:
         batches: inputs of the newest task as `net` gets them, with labels (B,). mirrored: features
         are means over the two images that are mirror images of each other.
         """
-        found: dict[int, list[Tensor]] = {source: [] for source in sources}
-        labels = []
+        held = list(batches)
+
+        def of(source: int, x: Tensor) -> Tensor:
+            part = features(net, source, x).float()
+            if mirrored and x.dim() == 4:
+                part = (part + features(net, source, x.flip(-1)).float()) / 2
+            return part
+
         with evaluation(net), torch.no_grad():
-            for x, y in batches:
-                labels.append(y)
-                for source, parts in found.items():
-                    part = features(net, source, x).float()
-                    if mirrored and x.dim() == 4:
-                        part = (part + features(net, source, x.flip(-1)).float()) / 2
-                    parts.append(part)
-        each = {source: torch.cat(parts) for source, parts in found.items()}
+            each = {source: torch.cat([of(source, x) for x, _ in held]) for source in sources}
         weight, bias = logistic_regression(
             torch.cat(list(each.values()), 1),
-            torch.cat(labels),
+            torch.cat([y for _, y in held]),
             net.tasks[-1].classes,
             self.decay,
         )

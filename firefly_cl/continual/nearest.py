@@ -40,15 +40,13 @@ def probe_accuracies(net: FireflyNet, batches: Iterable[Sequence[Tensor]]) -> li
 
     batches: inputs (B, C, H, W) as the network gets them, and labels (B,).
     """
-    tasks = [number for number, task in enumerate(net.tasks) if task.frozen]
-    found: list[list[Tensor]] = [[] for _ in tasks]
-    labels = []
-    for x, y in batches:
-        labels.append(y)
-        for task, features in zip(tasks, found, strict=True):
-            features.append(features_of(net, task, x))
-    every = torch.cat(labels)
-    return [probe_accuracy(torch.cat(features), every) for features in found]
+    held = list(batches)
+    labels = torch.cat([y for _, y in held])
+    return [
+        probe_accuracy(torch.cat([features_of(net, number, x) for x, _ in held]), labels)
+        for number, task in enumerate(net.tasks)
+        if task.frozen
+    ]
 
 
 def probe_accuracy(features: Tensor, labels: Tensor) -> float:

@@ -67,9 +67,9 @@ class Firefly:
     there. steps, step_size: of the search for directions, as a share of these. incoming: whether
     the search also moves the incoming weights u of new and hidden units. path_points: n of
     the mean score along a gate's path. score_batches: the first so many of the batches, which the
-    score is averaged over; directions are searched on the others. halvings: how often the gates
-    of all winners may be halved, as long as that lowers the loss. returns: how fast further units
-    of one layer lose worth (`by_worth`).
+    score is averaged over; directions are searched on the others, or on these if there are none.
+    halvings: how often the gates of all winners may be halved, as long as that lowers the loss.
+    returns: how fast further units of one layer lose worth (`by_worth`).
     """
 
     news: int = 16

@@ -311,7 +311,7 @@ def insert(
     for record in net.tasks:
         record.reads[space] = torch.zeros(0, dtype=torch.int64)
         record.active[space] = torch.zeros(0, dtype=torch.int64)
-    generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+    generator = generator or torch.default_generator
     for node in made.nodes:
         net.add_layer(node)
         layer = net.layers[node.name] if node.name in net.layers else None

@@ -86,11 +86,6 @@ class GrowableLayer(nn.Module):
         return self.blocks[name] if name in self.blocks else None  # type: ignore[return-value]
 
     @property
-    def rows_per_unit(self) -> int:
-        """Output channels of one unit, in a layer that works unit by unit."""
-        return self.writes[0].repeat
-
-    @property
     def columns_per_unit(self) -> int:
         """Input channels of one unit, in a layer that works unit by unit."""
         return self.reads[0].repeat

@@ -329,7 +329,7 @@ class FireflyNet(nn.Module):
             raise ConfigurationError(
                 f"seed widths {wanted} must be 0 or more, for spaces among {', '.join(growable)}"
             )
-        generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+        generator = generator or torch.default_generator
         chosen = {}
         for name, space in self.spaces.items():
             every = torch.arange(space.before(task))
@@ -376,7 +376,7 @@ class FireflyNet(nn.Module):
         task.classes = classes
         if str(self.current) in self.laterals:
             del self.laterals[str(self.current)]
-        generator = generator or torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+        generator = generator or torch.default_generator
         for node in self.nodes:
             layer = self.layers[node.name] if node.name in self.layers else None
             if isinstance(layer, GrowableLayer) and layer.is_head:

@@ -55,7 +55,7 @@ def products(net: FireflyNet) -> float:
     for layer in net.layers.values():
         if isinstance(layer, GrowableLayer) and (block := layer.block(net.current)) is not None:
             if layer.per_unit:
-                total += block.rows // layer.rows_per_unit
+                total += block.rows // layer.writes[0].repeat
             else:
                 total += block.rows * (block.from_old.shape[1] + block.from_own.shape[1])
     return SLOPE * total

@@ -126,3 +126,13 @@ def test_impossible_inheritance_is_refused() -> None:
     net.freeze()
     with pytest.raises(EditError, match="cannot inherit"):
         inherit(net, {})
+
+
+def test_tasks_that_are_begun_without_a_generator_differ() -> None:
+    net = net_of("mlp-bn")
+    for _ in range(2):
+        net.freeze()
+        net.begin_task(2, 4)
+    head = net.layers[next(node.name for node in net.nodes if node.kind == "head")]
+    first, second = (head.block(task).from_own for task in (1, 2))
+    assert first.shape == second.shape and not torch.equal(first, second)

@@ -88,7 +88,8 @@ def undisturbed(record: Record) -> bool:
         return False
     if record.hardware.get("device") != "cpu":
         return True
-    return record.latency["processor_share"] >= _SHARE * record.hardware.get("threads", 1)
+    share: float = record.latency["processor_share"]
+    return share >= _SHARE * int(record.hardware.get("threads", 1))
 
 
 def newest_milliseconds(latency: Mapping[str, Any], batch: int) -> float | None:

@@ -158,7 +158,8 @@ class FireflyModel(MultiTaskModule):
             model.tasks = {int(label): int(task) for label, task in extra["labels"]}
         except (KeyError, TypeError, ValueError):
             raise FileError(f"{path} has no task labels: read it with load_net") from None
-        return model.eval()
+        model.eval()
+        return model
 
     def forward(
         self, x: Tensor, task_labels: Tensor | int | None = None

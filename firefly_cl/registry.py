@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from firefly_cl.errors import UnknownName
+from firefly_cl.own_files import import_own_files
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every registered name, sorted."""
+        import_own_files()
         return sorted(set(self._files) | set(self._objects))
 
     def describe(self, name: str) -> str:

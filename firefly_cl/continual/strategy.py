@@ -29,8 +29,9 @@ class FireflyStrategy(SupervisedTemplate):
 
     model: a plain torch.fx-traceable module (with `example_input`, one batch of inputs), a
     FireflyNet, or a FireflyModel, whose plan is then that of the strategy. With a `recipe`, tasks
-    are trained by it: in-memory batches with its augmentation (`pixels` says how they become
-    inputs), its schedule, precision and number of epochs; `optimizer`, `train_mb_size` and
+    are trained by it: batches in memory with its augmentation (`pixels` says how they become
+    inputs; a random transform of the dataset's own is drawn once, when images are brought there),
+    its schedule, precision and number of epochs; `optimizer`, `train_mb_size` and
     `train_epochs` are then not needed. Without one, everything is Avalanche's own. `budget`: floats
     that the network may hold, shared by `n_tasks` tasks (those of the stream unless told). Every
     experience needs a task label of its own.

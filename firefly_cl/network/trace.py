@@ -71,7 +71,7 @@ def trace(model: nn.Module, example_input: Tensor, head: str | None = None) -> T
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         raise UnsupportedOperation(
             f"{type(model).__name__} cannot be traced by torch.fx ({_one_line(error)}); "
-            "its forward must not branch on tensor values, nor take their len()"
+            "its forward must not branch on values or shapes of tensors, nor take their len()"
         ) from error
     tracing = Tracing(_find_head(model, graph, head))
     whole = fx.GraphModule(model, graph)

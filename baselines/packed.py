@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from firefly_cl.baselines.headed import HeadedNet
 from firefly_cl.continual.learner import Logits
 
 
-class TaskNormNet(HeadedNet):
+class TaskNormNet(HeadedNet, ABC):
     """A HeadedNet whose tasks share kernels and matrices, weight by weight, and nothing else.
 
     Each task keeps biases and batch norms, with their statistics, of its own: a few numbers a
@@ -25,9 +26,9 @@ class TaskNormNet(HeadedNet):
         super().__init__(model)
         self._unpacked: tuple[object, dict[str, Tensor]] = (None, {})
 
+    @abstractmethod
     def used(self, task: int) -> Iterator[tuple[str, Tensor]]:
         """Which of the packed weights `task` uses, bool in their shape, by name."""
-        raise NotImplementedError
 
     def own_values(self, task: int) -> dict[str, Tensor]:
         """Biases, norms and statistics of `task`, and the weights that it uses; others are 0."""

@@ -23,10 +23,10 @@ AUTO = "auto"
 """The device that is CUDA where torch has it, and the CPU elsewhere."""
 
 GROWING = "firefly"
+"""The strategy that grows by a criterion."""
 
 BUDGETED = (GROWING, "pnn")
 """Strategies that keep to a number of floats."""
-"""The strategy that grows by a criterion."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from firefly_cl import errors
 from firefly_cl.benchmark.configuration import differences
-from firefly_cl.benchmark.executors import Executor, Job
+from firefly_cl.benchmark.executors import Executor, Job, News
 from firefly_cl.benchmark.failures import Failure, read_failure
 from firefly_cl.benchmark.folders import begun_threads, check_writable, finished_record
 from firefly_cl.benchmark.grid import read_grid
@@ -66,6 +66,16 @@ class _Progress:
     def first(self, count: int) -> list[Trial]:
         """Its first so many trials."""
         return [self.trials[number] for number in range(count)]
+
+
+@dataclass
+class _Asked:
+    """A trial that is being made, and the folders of its cells that have not ended."""
+
+    progress: _Progress
+    number: int
+    settings: dict[str, Value]
+    left: set[Path] = field(default_factory=set)
 
 
 def run_tuning(command: Tune, executor: Executor | None = None) -> int:
@@ -222,7 +232,7 @@ def _round(
 ) -> None:
     """Trial `number` of every search that has none and was not ended."""
     jobs: list[Job] = []
-    asked: list[tuple[_Progress, dict[str, Value]]] = []
+    waiting: dict[Path, _Asked] = {}
     for progress in found:
         if progress.error is not None or number in progress.trials:
             continue
@@ -230,34 +240,44 @@ def _round(
         settings = dict(search.defaults)
         if number:
             settings = propose(search.space, progress.first(number), search.sampler_seed)
-        asked.append((progress, settings))
+        asked = _Asked(progress, number, settings)
         for cell in search.cells_with(settings):
             folder = search.run_folder(number, cell.seed)
             if finished_record(cell, folder) is not None:
                 display.finished += 1
                 continue
+            asked.left.add(folder)
+            waiting[folder] = asked
             jobs.append(
                 Job(cell, folder, begun_threads(folder), command.data_dir, command.download)
             )
+        if not asked.left:
+            _conclude(asked, display.errors)
     for job in jobs:
         check_writable(job.folder)
+
+    def hear(job: Job, news: News) -> None:
+        display.hear(job, news)
+        if news.kind in ("ended", "failed"):
+            asked = waiting[job.folder]
+            asked.left.discard(job.folder)
+            if not asked.left:
+                _conclude(asked, display.errors)
+
     if jobs:
-        executor.run(jobs, display.hear)
-    for progress, settings in asked:
-        _conclude(progress, number, settings, display.errors)
+        executor.run(jobs, hear)
 
 
 def _record(folder: Path) -> Record | None:
     return read_record(folder) if (folder / FILE_NAME).exists() else None
 
 
-def _conclude(
-    progress: _Progress, number: int, settings: Mapping[str, Value], told: Mapping[Path, str]
-) -> None:
+def _conclude(asked: _Asked, told: Mapping[Path, str]) -> None:
     """Record a trial whose cells have ended, or why it could not be made.
 
     told: what ended cells early, by folder.
     """
+    progress, number, settings = asked.progress, asked.number, asked.settings
     search = progress.search
     scores: list[float | None] = []
     records: list[Record] = []

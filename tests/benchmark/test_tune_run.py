@@ -218,15 +218,22 @@ def test_a_stopped_search_goes_on(
     capsys.readouterr()
     assert tune(executor=InThisProcess(stop_after))[0] == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    made = stop_after // 2 * 2  # a round that was cut off is recorded when it is resumed
     assert said == (
-        f"error: interrupted with {made} of 8 trials made, kept in tuning: "
+        f"error: interrupted with {stop_after} of 8 trials made, kept in tuning: "
         "the same command does the rest"
     )
+    assert sum(map(len, told().values())) == stop_after
     code, jobs = tune()
     assert code == 0 and len(jobs) == 8 - stop_after  # no trial is run twice
     assert told() == told(Path("whole/fake"))
     assert tune() == (0, [])
+
+
+def test_a_trial_is_made_when_all_its_seeds_have_ended(tune: Tune) -> None:
+    assert tune("--seeds", "0,1", executor=InThisProcess(3))[0] == 130
+    assert {name: len(found) for name, found in told().items()} == {"sprung": 1, "plain": 0}
+    code, jobs = tune("--seeds", "0,1")
+    assert code == 0 and len(jobs) == 16 - 3
 
 
 def test_a_truncated_trial_runs_again(tune: Tune, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from firefly_cl.zoo.blocks import ConvNet, conv_norm_relu
 NAMES = BACKBONES.names()
 SIDE = 8
 CHANNELS = 2
-VARIED = ("mlp-bn", "resnet9", "separable", "grouped", "concat")
-"""One model of each structure: dense, residual, depthwise, grouped, joined branches."""
+VARIED = ("mlp-bn", "resnet9", "separable", "grouped", "concat", "excited")
+"""One model of each structure: dense, residual, depthwise, grouped, joined branches, products."""
 
 
 def separable(
@@ -41,6 +41,36 @@ def separable(
     return ConvNet(nn.Sequential(*layers), channels, n_classes, generator)
 
 
+class Excitation(nn.Module):
+    """Squeeze and excitation: channels times what two layers make of all their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = (nn.Conv2d(channels, channels, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.squeeze(x.mean((2, 3), keepdim=True)).relu()
+        return x * self.excite(weights).sigmoid()
+
+
+def excited(
+    n_classes: int,
+    in_channels: int,
+    image_size: int,
+    constant_width: int,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """MobileNetV3 cut short: a stem, a depthwise layer with excitation, a pointwise one."""
+    channels = constant_width
+    layers = [
+        conv_norm_relu(in_channels, channels),
+        conv_norm_relu(channels, channels, stride=2, groups=channels),
+        Excitation(channels),
+        conv_norm_relu(channels, channels, kernel_size=1),
+    ]
+    return ConvNet(nn.Sequential(*layers), channels, n_classes, generator)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -50,7 +80,8 @@ def images(n: int = 4, dtype: torch.dtype = torch.float64, seed: int = 1) -> Ten
 
 
 def plain_model(name: str, width: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
-    build = separable if name == "separable" else BACKBONES.get(name)
+    own = {"separable": separable, "excited": excited}
+    build = own[name] if name in own else BACKBONES.get(name)
     model: nn.Module = build(
         n_classes=classes,
         in_channels=CHANNELS,

@@ -35,15 +35,18 @@ class LinearResponse(CandidateExecution):
     """The network with new units whose response is linear in their incoming rows.
 
     For new units alone, an activation multiplies by its slope at 0 (that of ReLU is 1/2, the mean
-    of both sides), a maximum is a mean, and a norm leaves its input as it is.
+    of both sides), a maximum is a mean, a product the mean of its factors, and a norm leaves its
+    input as it is.
     """
 
     def step(self, node: Node, inputs: Sequence[Streams]) -> Streams:
-        """One node; a map acts linearly on new units."""
-        if node.kind != "map" or "ghost" not in inputs[0]:
+        """One node; maps and products act linearly on new units."""
+        ghosts = [streams["ghost"] for streams in inputs if "ghost" in streams]
+        if node.kind not in ("map", "mul") or len(ghosts) < len(inputs):
             return super().step(node, inputs)
-        rest = {name: part for name, part in inputs[0].items() if name != "ghost"}
-        return {**super().step(node, [rest]), "ghost": linear_map(node, inputs[0]["ghost"])}
+        rest = [{k: part for k, part in streams.items() if k != "ghost"} for streams in inputs]
+        linear = (ghosts[0] + ghosts[1]) / 2 if node.kind == "mul" else linear_map(node, ghosts[0])
+        return {**super().step(node, rest), "ghost": linear}
 
     def _ghost_norm(self, node: Node, norm: GrowableNorm, x: Tensor) -> Tensor:
         return x
@@ -213,15 +216,16 @@ def response_matrix(
 def linear_at_zero(net: FireflyNet, space: str) -> bool:
     """Whether units of a space with zero incoming weights answer linearly to a change of these.
 
-    That takes activations with a slope at 0 (and the value 0 there), no norm, no maximum, and no
-    layer that works unit by unit. ReLU has no slope at 0: such a unit would never learn.
+    That takes activations with a slope at 0 (and the value 0 there), no norm, no maximum, no
+    product, and no layer that works unit by unit. ReLU has no slope at 0: such a unit would never
+    learn.
     """
     if net.norms(space) or any(growable_layer(net, n.name).per_unit for n in net.producers(space)):
         return False
     for node in net.nodes:
-        if node.kind != "map" or all(s.space != space for s in node.layout):
+        if node.kind not in ("map", "mul") or all(s.space != space for s in node.layout):
             continue
-        if node.attributes["operation"] in _AVERAGED:
+        if node.kind == "mul" or node.attributes["operation"] in _AVERAGED:
             return False
         zero = torch.zeros((1, 1) if node.flat else (1, 1, 8, 8), dtype=torch.float64)
         slopes = zero_slopes(node, zero)

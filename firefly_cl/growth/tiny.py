@@ -86,9 +86,9 @@ class Tiny:
     ) -> Growth:
         """One growth step; raises EditError, DivergenceError, and leaves `net` as it was then.
 
-        Spaces with several consumers, or several producers that mix channels, are passed over;
-        EditError where there are no others. So are those that no own row of the task reads, for
-        nothing there could be moved; NothingToGrow where there are no others.
+        Spaces with several consumers, several producers that mix channels, or products are passed
+        over; EditError where there are no others. So are those that no own row of the task reads,
+        for nothing there could be moved; NothingToGrow where there are no others.
         """
         require_batches(batches)
         costs, some = open_spaces(net, budget), batches[: self.score_batches]
@@ -146,6 +146,9 @@ def unsupported(net: FireflyNet, space: str) -> str:
     for what, nodes in (("writes", producers), ("reads", consumers)):
         if len(nodes) > 1:
             return f"not {nodes[0].name} alone, but {nodes[1].name} too {what} {space}"
+    for node in net.nodes:
+        if node.kind == "mul" and any(s.space == space for s in node.layout):
+            return f"{node.name} multiplies units of {space}"
     places = [s for s in growable_layer(net, consumers[0].name).reads if s.space == space]
     return f"{consumers[0].name} reads {space} in two places" if len(places) > 1 else ""
 

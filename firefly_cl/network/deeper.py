@@ -109,8 +109,8 @@ def deeper_layer(
 def deeper_places(net: FireflyNet) -> list[str]:
     """Nodes behind which one more layer of the newest task would be useful, one for each point.
 
-    These are the activations, norms, sums and joins whose result goes on as it is: behind them
-    comes neither a norm nor an activation, and behind a norm without activation no sum or join
+    These are the activations, norms, sums, products and joins whose result goes on as it is: behind
+    them comes no norm, activation or product, and behind a norm without activation no sum or join
     either. Where the maximum of some pixels goes on, the place is behind that: among equal ones
     (zeros of a ReLU) it has no derivative. Of an inserted layer the sum alone is a place, so
     that growing deeper makes no more of them. There must be units of the task to write to, and
@@ -131,10 +131,10 @@ def deeper_places(net: FireflyNet) -> list[str]:
 
     def ends(node: Node) -> bool:
         """Whether a step of the network ends here."""
-        followers = {"norm", "activation", "maximum"}
+        followers = {"norm", "activation", "maximum", "mul"}
         if _role(node) == "norm":
             followers |= {"add", "cat"}
-        elif _role(node) not in ("activation", "maximum", "add", "cat"):
+        elif _role(node) not in ("activation", "maximum", "add", "mul", "cat"):
             return False
         return not any(_role(reader) in followers for reader in _behind(node, readers))
 

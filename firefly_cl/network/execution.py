@@ -84,6 +84,10 @@ class Execution:
             return self.head(node, inputs[0])
         if node.kind == "add":
             return self.each(inputs, _sum)
+        if node.kind == "mul":  # where a factor is all zeros, so is the product
+            both = inputs[0].keys() & inputs[1].keys()
+            factors = [{name: x[name] for name in x if name in both} for x in inputs]
+            return self.each(factors, lambda parts: parts[0] * parts[1])
         if node.kind == "cat":
             return self.each(inputs, _join)
         if node.kind == "flatten":

@@ -66,6 +66,9 @@ def _add_task(
             for term in inputs[1:]:
                 total = graph.call_function(torch.add, (total, term))
             made[node.name] = total
+        elif node.kind == "mul":
+            if len(inputs) == len(node.inputs):
+                made[node.name] = graph.call_function(torch.mul, tuple(inputs))
         elif node.kind == "cat":
             made[node.name] = graph.call_function(torch.cat, (inputs, 1))
         elif node.kind == "flatten":

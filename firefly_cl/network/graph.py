@@ -18,7 +18,7 @@ from firefly_cl.network.space import Layout, Segment
 class Node:
     """One operation.
 
-    kind: input, conv, linear, norm, map, add, cat, flatten, identity, head or output.
+    kind: input, conv, linear, norm, map, add, mul, cat, flatten, identity, head or output.
     attributes: what the kind needs besides (JSON values only).
     layout: how the output's channels are made of units; empty for heads and what follows.
     size: spatial elements of the output for each channel (height x width; 1 when flat).

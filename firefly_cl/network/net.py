@@ -68,7 +68,7 @@ class FireflyNet(nn.Module):
         """Convert a plain model; its function becomes that of task 0, its weights are copied.
 
         model: any torch.fx-traceable module of Conv2d (plain, depthwise, grouped), Linear,
-        BatchNorm, activations, pooling, add, cat, flatten. example_input: one batch,
+        BatchNorm, activations, pooling, add, mul, cat, flatten. example_input: one batch,
         (B, C, H, W) or (B, F). head: name of the Linear that becomes one head per task (the
         last one called unless given). Raises UnsupportedOperation, naming the node and its
         source line, and ConfigurationError.

@@ -204,7 +204,10 @@ def _with_number(tracing: Tracing, node: fx.Node, what: str) -> tuple[fx.Node, f
 
 
 def _multiply(tracing: Tracing, node: fx.Node) -> None:
-    x, number, _ = _with_number(tracing, node, "a product")
+    factors = [factor for factor in node.args if isinstance(factor, fx.Node)]
+    if len(factors) == 2 and not node.kwargs:
+        return _product(tracing, node, *factors)
+    x, number, _ = _with_number(tracing, node, "a product of two tensors, or")
     tracing.add_map(node, x, "mul", other=number)
 
 
@@ -273,12 +276,31 @@ def _add(tracing: Tracing, node: fx.Node) -> None:
         raise tracing.fail(node, "only a sum of two tensors is known")
     if len({shape_of(t) for t in terms}) != 1:  # type: ignore[arg-type]
         raise tracing.fail(node, "a sum that broadcasts is not known; make the shapes equal")
-    first, second = (tracing.channels(term) for term in terms)
+    _tie(tracing, node, "add")
+
+
+def _product(tracing: Tracing, node: fx.Node, first: fx.Node, second: fx.Node) -> None:
+    """Channel by channel, as in Hu et al. 2018, "Squeeze-and-Excitation", arXiv 1709.01507."""
+    one, other = shape_of(first), shape_of(second)
+    alike = len(one) == len(other) and one[:2] == other[:2]
+    if not alike or not all(a == b or 1 in (a, b) for a, b in zip(one[2:], other[2:], strict=True)):
+        raise tracing.fail(
+            node, f"a product of {one} and {other} is not channel by channel; give both as many"
+        )
+    _tie(tracing, node, "mul")
+
+
+def _tie(tracing: Tracing, node: fx.Node, kind: str) -> None:
+    """Two tensors become one whose channels are those of both."""
+    first, second = (tracing.channels(term) for term in node.args)
     if len(first) != len(second):
-        raise tracing.fail(node, "a sum of the head's result and another cannot grow; join before")
+        what = {"add": "sum", "mul": "product"}[kind]
+        raise tracing.fail(
+            node, f"a {what} of the head's result and another cannot grow; join before"
+        )
     for one, other in zip(first, second, strict=True):
         tracing.tie(one, other)
-    tracing.add(node, "add", terms, first)
+    tracing.add(node, kind, list(node.args), first)
 
 
 def _cat(tracing: Tracing, node: fx.Node) -> None:
@@ -293,6 +315,14 @@ def _cat(tracing: Tracing, node: fx.Node) -> None:
 def _identity(tracing: Tracing, node: fx.Node, *_: Any) -> None:
     x = _input_of(node)
     tracing.add(node, "identity", [x], tracing.channels(x))
+
+
+def _stochastic_depth(tracing: Tracing, node: fx.Node) -> None:
+    if dict(zip(("input", "p"), node.args, strict=False), **node.kwargs)["p"]:
+        raise tracing.fail(
+            node, "whole branches cannot be dropped; build the model with stochastic_depth_prob=0"
+        )
+    _identity(tracing, node)
 
 
 for _target_, _rule in (
@@ -312,8 +342,10 @@ for _target_, _rule in (
     ("add", _add),
     ("add_", _add),
     (operator.mul, _multiply),
+    (operator.imul, _multiply),
     (torch.mul, _multiply),
     ("mul", _multiply),
+    ("mul_", _multiply),
     (operator.truediv, _divide),
     (torch.div, _divide),
     ("div", _divide),
@@ -325,6 +357,7 @@ for _target_, _rule in (
     ("pow", _power),
     (torch.cat, _cat),
     (torch.concat, _cat),
+    ("torchvision.ops.stochastic_depth.stochastic_depth", _stochastic_depth),
 ):
     register_rule(_target_, _rule)
 register_rule(nn.Flatten, _reshape)

@@ -149,7 +149,10 @@ def _walk_module(tracing: Tracing, node: fx.Node, module: nn.Module, calls: Coun
 def _walk_call(tracing: Tracing, node: fx.Node) -> None:
     if not shape_of(node) and node.target in (getattr, operator.getitem, "size"):
         return
-    rule = CALL_RULES.get(node.target)
+    function = node.target
+    rule = CALL_RULES.get(function)
+    if rule is None and not isinstance(function, str):
+        rule = CALL_RULES.get(f"{function.__module__}.{function.__qualname__}")
     if rule is None:
         raise tracing.fail(
             node,

@@ -152,7 +152,7 @@ class Tracing:
         for raw in self.raw.values():
             layout = layouts[raw.name] = self._layout(raw.name, runs[raw.name], space_of, units)
             self._check_writes(raw, layout, spaces)
-            if raw.kind == "add" and any(layouts[term] != layout for term in raw.inputs):
+            if raw.kind in ("add", "mul") and any(layouts[term] != layout for term in raw.inputs):
                 raise self._unordered(raw.name)
             if raw.attributes.get("per_unit"):
                 self._check_groups(raw, layouts[raw.inputs[0]], layout)
@@ -265,8 +265,9 @@ CALL_RULES: dict[Any, CallRule] = {}
 def register_rule(target: Any, rule: Callable[..., None]) -> None:
     """Teach the tracer an operation.
 
-    target: a module class (rule(tracing, node, module)), or a function or the name of a
-    tensor method (rule(tracing, node)). The rule calls `tracing.add` or `tracing.add_map` once.
+    target: a module class (rule(tracing, node, module)), or a function, its full name or the name
+    of a tensor method (rule(tracing, node)). The rule calls `tracing.add` or `tracing.add_map`
+    once.
     """
     if isinstance(target, type) and issubclass(target, nn.Module):
         MODULE_RULES[target] = rule

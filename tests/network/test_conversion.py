@@ -225,7 +225,10 @@ def test_the_head_can_be_named_and_conversion_leaves_the_model_alone() -> None:
 
 
 UNSUPPORTED: dict[str, tuple[Forward, str]] = {
-    "product": (lambda m, x: m.head4(pooled(m.a(x) * m.b(x))), "mul"),
+    "product with one channel": (
+        lambda m, x: m.head4(pooled(m.a(x) * m.b(x).mean(1, keepdim=True))),
+        "mean",
+    ),
     "gating": (lambda m, x: m.head4(pooled(m.a(x) * m.b(x).softmax(1))), "softmax"),
     "softmax": (lambda m, x: m.head4(F.softmax(pooled(m.a(x)), 1)), "softmax"),
     "difference": (lambda m, x: m.head4(pooled(m.a(x) - m.b(x))), "sub"),

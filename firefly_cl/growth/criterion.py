@@ -35,7 +35,12 @@ def finite(value: Tensor, where: str = "a growth step") -> Tensor:
 
 
 def require_batches(batches: Sequence[Any]) -> None:
-    """Raise ConfigurationError where there is no batch to grow by."""
+    """Raise ConfigurationError where there is no batch to grow by, or a loader in place of some."""
+    if not isinstance(batches, Sequence):
+        raise ConfigurationError(
+            f"batches are a {type(batches).__name__}: give a list, such as "
+            "list(itertools.islice(loader, 16))"
+        )
     if not batches:
         raise ConfigurationError("growth needs at least one batch of training data")
 

@@ -23,6 +23,7 @@ from growing_nets import (
     two_tasks,
 )
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from firefly_cl.errors import BudgetTooSmall, ConfigurationError, DivergenceError, EditError
 from firefly_cl.growth import CRITERIA
@@ -179,6 +180,8 @@ def test_impossible_steps_are_errors_and_the_network_is_as_it_was(name: str) -> 
     with pytest.raises(BudgetTooSmall, match="the cheapest costs"):
         grown(name, net, Budget(1, "flops"))
     if name not in LOSSLESS:
+        with pytest.raises(ConfigurationError, match="are a DataLoader: give a list"):
+            made(name).grow(net, DataLoader([0]), loss, Budget(4), seeded())  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="at least one batch"):
             made(name).grow(net, [], loss, Budget(4), seeded())
     assert_same_state(net, before)

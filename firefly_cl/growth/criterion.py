@@ -15,6 +15,7 @@ from firefly_cl.growth import CRITERIA
 from firefly_cl.growth.budget import Budget, Candidate, unit_cost
 from firefly_cl.network import FireflyNet
 from firefly_cl.network.rebuild import Edit
+from firefly_cl.network.rows import bare_producer
 from firefly_cl.settings import read_settings
 
 Model = Callable[[Tensor], Tensor]
@@ -130,12 +131,16 @@ def open_spaces(net: FireflyNet, budget: Budget, places: Sequence[str] = ()) -> 
     """
     if not net.tasks or net.tasks[-1].frozen:
         raise EditError(f"task {net.current} is frozen: begin a task before growing")
-    spaces = [name for name in net.growable_spaces() if _written_once(net, name)]
+    spaces = [
+        name
+        for name in net.growable_spaces()
+        if _written_once(net, name) and bare_producer(net, name) is None
+    ]
     costs = {name: unit_cost(net, name, budget.cost, budget.latency) for name in (*spaces, *places)}
     if not costs:
         raise EditError(
-            "the network has nothing to grow: every space is its input or its head, or stands "
-            "twice in a norm or in a layer that writes it"
+            "the network has nothing to grow: every space is its input or its head, stands twice "
+            "in a norm or in a layer that writes it, or is written by a layer that reads no unit"
         )
     cheapest = min(costs.values())
     if cheapest > budget.amount:

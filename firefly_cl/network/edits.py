@@ -13,6 +13,7 @@ from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
 from firefly_cl.network.net import FireflyNet
 from firefly_cl.network.rebuild import Edit, Fresh, Moved, Rows, gather, rebuild
 from firefly_cl.network.rows import (
+    bare_producer,
     copied_norm,
     copied_rows,
     drawn_rows,
@@ -47,6 +48,8 @@ def widen(
     _check_open(net, space)
     if count < 1:
         raise EditError(f"cannot add {count} units to {space}: give 1 or more")
+    if bare := bare_producer(net, space):
+        raise EditError(f"{bare} would read no unit: give the task one that it reads before")
     rows = drawn_rows(net, space, count, generator)
     for name, given in (incoming or {}).items():
         if name not in rows or rows[name].weight.shape != given.shape:

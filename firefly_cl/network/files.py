@@ -21,10 +21,11 @@ from firefly_cl.network.layers import Block, GrowableLayer, GrowableNorm
 from firefly_cl.network.net import FireflyNet, Task
 from firefly_cl.network.space import Space, channel_count
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the structure in the header; a file with a larger one is refused.
 
-Lateral heads came with 2; files without them are written as 1, which older versions read.
+Lateral heads came with 2, products with 3; files without them are written as 1 or 2, which older
+versions read.
 """
 
 
@@ -57,7 +58,8 @@ def save_net(net: FireflyNet, path: Path | str, extra: Mapping[str, Any] | None 
     Weights and structure share the file, so that neither can be newer than the other. extra:
     JSON values kept beside the structure. Raises FileError.
     """
-    schema = SCHEMA if len(net.laterals) else 1
+    products = any(node.kind == "mul" for node in net.nodes)
+    schema = 3 if products else 2 if len(net.laterals) else 1
     structure = {"schema": schema, **structure_of(net), "extra": dict(extra or {})}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     write_atomically(Path(path), save(state, {"firefly_cl": json.dumps(structure)}))

@@ -81,7 +81,9 @@ class Edit:
     def column_sources(self, layer: GrowableLayer) -> tuple[Tensor, Tensor]:
         """For each own column of a layer after the edit its number before, and its share."""
         before, unit = channel_sources(layer.reads, self.space, self.units, self.widths)
-        return before, torch.where(unit < 0, 1.0, self.shares[unit.clamp(min=0)])
+        shares = torch.ones(len(unit), dtype=torch.float64)
+        shares[unit >= 0] = self.shares[unit[unit >= 0]]
+        return before, shares
 
 
 def migrate(optimizer: torch.optim.Optimizer, edit: Edit) -> None:

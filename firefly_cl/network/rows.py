@@ -64,6 +64,17 @@ def drawn_rows(
     return rows
 
 
+def bare_producer(net: FireflyNet, space: str) -> str | None:
+    """A layer whose rows for new units of a space would read no unit; None if all read some."""
+    for node in net.producers(space):
+        layer, block = growable_layer(net, node.name), own_block(net, node.name)
+        columns = block.from_old.shape[1] + block.from_own.shape[1]
+        alone = layer.per_unit or layer.is_residual or any(s.space == space for s in layer.reads)
+        if not columns and not alone:
+            return node.name
+    return None
+
+
 def copied_rows(net: FireflyNet, name: str, space: str, units: Tensor) -> Rows:
     """The rows of older units as rows of the newest task."""
     layer, own = growable_layer(net, name), own_block(net, name)

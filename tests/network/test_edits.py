@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from growing_nets import (
+    CHANNELS,
     NAMES,
     VARIED,
     answers,
@@ -25,10 +26,14 @@ from growing_nets import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from firefly_cl.errors import EditError, SpaceFixed
-from firefly_cl.network import FireflyNet, floats
+from firefly_cl.growth.budget import Budget
+from firefly_cl.growth.criterion import open_spaces
+from firefly_cl.network import FireflyNet, extract, floats
 from firefly_cl.network.edits import insert, prune, split, unlock, widen
+from firefly_cl.network.rows import own_block
 
 Edits = list[tuple[str, int, int]]
 
@@ -313,6 +318,41 @@ def test_a_frozen_task_cannot_be_edited(edit: str) -> None:
     with pytest.raises(EditError, match="frozen: begin a task"):
         calls[edit]()
     assert_same_state(net, before)
+
+
+def test_units_whose_rows_would_read_nothing_are_refused() -> None:
+    net = net_of("mlp")
+    first, second = net.growable_spaces()
+    begin(net, widths=0, reads={first: torch.arange(0), second: torch.arange(2)})
+    before = snapshot(net)
+    with pytest.raises(EditError, match="would read no unit"):
+        widen(net, second, 1)
+    assert_same_state(net, before)
+    assert set(open_spaces(net, Budget(3))) == {first}
+    widen(net, first, 1)
+    widen(net, second, 1)
+    assert close([extract(net)(images())], answers(net, images())[1:])
+
+
+def test_one_part_of_a_join_can_lose_all_its_units() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(CHANNELS, 3, 3, padding=1) for _ in range(2))
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(torch.cat([self.one(x), self.two(x)], 1).mean((2, 3)))
+            return logits
+
+    net = FireflyNet.from_module(Joined().double().eval(), images(2))
+    begin(net)
+    with torch.no_grad():
+        own_block(net, "head").from_own[:, 2:] = 0.0
+        before = answers(net, images())
+        prune(net, "two", torch.zeros(0, dtype=torch.int64))
+        assert net.spaces["two"].width(1) == 0
+        assert close(answers(net, images()), before)
 
 
 def test_the_last_unit_that_a_layer_reads_cannot_go() -> None:

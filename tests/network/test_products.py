@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from growing_nets import CHANNELS, images, net_of, seeded, shake
+from safetensors import safe_open
 from small_search import SMALL_SEARCH
 from torch import Tensor, nn
 
@@ -16,7 +19,7 @@ from firefly_cl.growth.budget import Budget
 from firefly_cl.growth.criterion import criterion_of
 from firefly_cl.growth.linear_response import linear_at_zero
 from firefly_cl.growth.tiny import unsupported
-from firefly_cl.network import FireflyNet, extract
+from firefly_cl.network import FireflyNet, extract, save_net
 from firefly_cl.network.deeper import deeper_places
 from firefly_cl.network.edits import prune, split
 
@@ -94,6 +97,14 @@ def test_logits_may_be_multiplied_by_themselves() -> None:
     x = images(5, seed=7)
     with torch.no_grad():
         torch.testing.assert_close(net(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_older_versions_are_kept_from_files_with_products(tmp_path: Path) -> None:
+    """They would take the first factor for the product."""
+    for name, schema in (("excited", 3), ("mlp", 1)):
+        save_net(net_of(name), tmp_path / name)
+        with safe_open(tmp_path / name, framework="pt") as file:
+            assert json.loads(file.metadata()["firefly_cl"])["schema"] == schema
 
 
 def test_layers_go_behind_a_product_not_between_its_factors() -> None:

@@ -1,11 +1,12 @@
 """Dark experience replay, DER++: remembered images must be answered with their old logits.
 
 Paper: Buzzega et al. 2020, "Dark Experience for General Continual Learning", arXiv 2004.07211,
-algorithm 2. As in Avalanche's DER, one batch from the memory serves both terms, and logits are
-those of the plain image where its task ends (the authors draw two batches and keep logits of
-augmented images while the task is learnt). Logits are of the image's own head, in float32,
-and with a single head of all classes of that time.
-Images of the task may be mixed; remembered ones are not, since a mixed image has no stored logits.
+algorithm 2. As in Avalanche's DER, one batch from the memory serves both terms and runs through the
+network with the new images, and logits are those of the plain image where its task ends (the
+authors draw two batches, each by itself, and keep logits of augmented images while the task is
+learnt). Logits are of the image's own head, in float32, and with a single head of all classes of
+that time. Images of the task may be mixed; remembered ones are not, since a mixed image has no
+stored logits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.exemplars import Exemplars, JoinedRehearsalPlugin, check_mem_size
 from firefly_cl.baselines.multihead import HeadOptions, MultiHead, pixels_of
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
@@ -48,7 +49,7 @@ class DerOptions(HeadOptions):
                 raise ConfigurationError(f"{name} is {value}; it must be 0 or more")
 
 
-class DarkPlugin(RehearsalPlugin):
+class DarkPlugin(JoinedRehearsalPlugin):
     """Adds alpha * squared error of logits + beta * loss of labels, both of one recalled batch."""
 
     def __init__(self, setup: Setup, exemplars: Exemplars, alpha: float, beta: float) -> None:
@@ -74,6 +75,7 @@ class DarkPlugin(RehearsalPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Remember images of the task just learnt, and their logits."""
         self._batches = None
+        self.part()
         images = images_of(strategy.experience.dataset)
         self.exemplars.add(images, self.logits_of(strategy, images))
 

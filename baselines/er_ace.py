@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.exemplars import Exemplars, JoinedRehearsalPlugin, check_mem_size
 from firefly_cl.baselines.multihead import HeadOptions
 from firefly_cl.baselines.resumable import ResumableLearner
 from firefly_cl.continual import STRATEGIES
@@ -36,7 +36,7 @@ class ErAceOptions(HeadOptions):
         check_mem_size(self.mem_size)
 
 
-class AsymmetricPlugin(RehearsalPlugin):
+class AsymmetricPlugin(JoinedRehearsalPlugin):
     """Trains on the mean of two losses: of new images among their classes, of remembered ones."""
 
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
@@ -61,6 +61,7 @@ class AsymmetricPlugin(RehearsalPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Draw no more."""
         self._batches = None
+        self.part()
 
 
 @STRATEGIES.register("er-ace", options=ErAceOptions)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import SupervisedPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 from firefly_cl.baselines.multihead import pixels_of
 from firefly_cl.continual.learner import Setup
@@ -125,7 +125,7 @@ class RehearsalPlugin(SupervisedPlugin):
     """Recalls a batch of exemplars in every step, and remembers images where a task ends.
 
     What is recalled is augmented but never mixed with other images, and runs through the network
-    in a batch of its own.
+    in a batch of its own (JoinedRehearsalPlugin: with the batch).
     """
 
     def __init__(self, setup: Setup, exemplars: Exemplars, batch_size: int | None = None) -> None:
@@ -161,6 +161,78 @@ class RehearsalPlugin(SupervisedPlugin):
         with Precision.of(self.setup.recipe, device).forward(device):
             logits = strategy.model(x, tasks)
         return logits.float(), held.labels[chosen].to(device), chosen
+
+
+class JoinedRehearsalPlugin(RehearsalPlugin):
+    """As RehearsalPlugin, but what is recalled runs through the network with the batch.
+
+    So batch norm sees images of all tasks at once, as in replay, and not those of the new task and
+    of older ones by turns. The images are joined where the model is called, after the mixing.
+    """
+
+    def __init__(self, setup: Setup, exemplars: Exemplars, batch_size: int | None = None) -> None:
+        super().__init__(setup, exemplars, batch_size)
+        self._due = False
+        self._logits: Tensor | None = None
+        self._chosen: Tensor | None = None
+        self._hooks: list[Any] = []
+
+    def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Begin to draw batches, if there is anything to recall, and to join them."""
+        super().before_training_exp(strategy)
+        self.join(strategy.model)
+
+    def join(self, model: nn.Module) -> None:
+        """Let a model's next call in training after `before_forward` take a batch along."""
+        self.part()
+        self._hooks = [
+            model.register_forward_pre_hook(self._before_call),
+            model.register_forward_hook(self._after_call),
+        ]
+
+    def part(self) -> None:
+        """Let calls of the model be as they were."""
+        self._due, self._logits, self._chosen = False, None, None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def before_forward(self, strategy: Any, **kwargs: object) -> None:
+        """Let the next call of the model take a batch along, if there is anything to recall."""
+        self._due = self._batches is not None
+
+    def _before_call(self, model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._due or not model.training:
+            return None
+        held, self._due = self.exemplars.images, False
+        assert self._batches is not None and held is not None
+        (x, tasks), (recalled, self._chosen) = given, next(self._batches)
+        tasks = torch.as_tensor(tasks, device=x.device).expand(len(x))
+        older = held.task_of_each()[self._chosen].to(tasks)
+        last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        both = torch.cat([x, recalled.to(x)]).contiguous(memory_format=layout)
+        return both, torch.cat([tasks, older])
+
+    def _after_call(self, model: nn.Module, given: tuple[Any, ...], logits: Tensor) -> Any:
+        if self._chosen is None or self._logits is not None or not model.training:
+            return None
+        new = len(logits) - len(self._chosen)
+        self._logits = logits[new:].float()
+        return logits[:new]
+
+    def recall(self, strategy: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Logits of what the model's call took along, its labels and numbers; None without."""
+        logits, chosen, held = self._logits, self._chosen, self.exemplars.images
+        self._logits = self._chosen = None
+        if logits is None or chosen is None or held is None:
+            return None
+        return logits, held.labels[chosen].to(logits.device), chosen
+
+    def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
+        """Remember images of the task just learnt, and join no more."""
+        self.part()
+        super().after_training_exp(strategy)
 
 
 def check_mem_size(mem_size: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from firefly_cl.baselines.exemplars import Exemplars, RehearsalPlugin, check_mem_size
+from firefly_cl.baselines.exemplars import Exemplars, JoinedRehearsalPlugin, check_mem_size
 from firefly_cl.baselines.lwf import DistillationPlugin, LwfOptions
 from firefly_cl.baselines.multihead import pixels_of
 from firefly_cl.baselines.prototypes import PrototypeNet, herd
@@ -39,7 +39,7 @@ class IcarlOptions(LwfOptions):
         check_mem_size(self.mem_size)
 
 
-class HerdingPlugin(RehearsalPlugin):
+class HerdingPlugin(JoinedRehearsalPlugin):
     """Trains on exemplars too; where a task ends, herds new ones and takes the means of all."""
 
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
@@ -53,6 +53,7 @@ class HerdingPlugin(RehearsalPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Let the task's exemplars into the memory and compute every class's mean anew."""
         self._batches = None
+        self.part()
         net: PrototypeNet = strategy.model.net
         with evaluation(net):
             self._herd(net, images_of(strategy.experience.dataset))

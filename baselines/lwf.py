@@ -74,8 +74,9 @@ class DistillationPlugin(Steady, SupervisedPlugin):
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
         """Add the distillation to the loss."""
         if self.teacher is not None and self._features is not None:
+            features = self._features[: len(strategy.mb_x)]  # others follow: remembered images
             strategy.loss += self.options.alpha * self.distillation(
-                strategy.model.net.heads, self._features.float(), strategy.mb_x
+                strategy.model.net.heads, features.float(), strategy.mb_x
             )
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:

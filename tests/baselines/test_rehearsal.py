@@ -65,6 +65,12 @@ class Step:
     def recall_for(self, plugin: Any) -> None:
         plugin._batches = iter([(self.memory_x, self.chosen)])
 
+    def forward_with(self, plugin: Any) -> None:
+        """Call the model as a training step does, with what the plugin recalls."""
+        plugin.join(self.model)
+        plugin.before_forward(self.strategy)
+        self.strategy.mb_output = self.model(self.x, 2)
+
     def memory_logits(self) -> Tensor:
         """(7, 4); minus infinity where the first task has no class."""
         logits: Tensor = self.model(self.memory_x, self.memory_tasks)
@@ -82,6 +88,7 @@ def test_der_by_hand(setup: Setup) -> None:
     plugin = DarkPlugin(setup, exemplars, alpha=0.3, beta=0.7)
     step = Step(setup, exemplars)
     step.recall_for(plugin)
+    step.forward_with(plugin)
     plugin.before_backward(step.strategy)
     assert exemplars.logits is not None
     squares, losses = [], []
@@ -99,6 +106,34 @@ def test_der_by_hand(setup: Setup) -> None:
         for loss in (step.strategy.loss, expected)
     ]
     torch.testing.assert_close(*gradients)
+
+
+def test_der_recalls_in_one_batch_with_the_new_images(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    """Batch norm sees both, and the step's own output is that of the new images."""
+    setup, exemplars = setup_for(digits, backbone="resnet9", width=0.1), Exemplars(20)
+    plugin = DarkPlugin(setup, exemplars, alpha=0.3, beta=0.7)
+    step = Step(setup, exemplars)
+    both = torch.cat([step.x, step.memory_x])
+    tasks = torch.cat([torch.full((len(step.x),), 2), step.memory_tasks])
+    joined = step.model(both, tasks)
+    assert not torch.allclose(joined[: len(step.x), :3], step.strategy.mb_output)
+    step.recall_for(plugin)
+    step.forward_with(plugin)
+    assert step.strategy._criterion(step.strategy.mb_output, step.y).isfinite()
+    torch.testing.assert_close(step.strategy.mb_output, joined[: len(step.x)])
+    recalled = plugin.recall(step.strategy)
+    assert recalled is not None
+    torch.testing.assert_close(recalled[0], joined[len(step.x) :])
+    assert torch.equal(recalled[1], step.memory_y) and torch.equal(recalled[2], step.chosen)
+    assert plugin.recall(step.strategy) is None  # once for each call
+    assert len(step.model(step.x, 2)) == len(step.x)
+    step.recall_for(plugin)
+    plugin.before_forward(step.strategy)
+    assert len(step.model.eval()(step.x, 2)) == len(step.x)  # where training was broken off
+    plugin.part()
+    assert len(step.model.train()(step.x, 2)) == len(step.x)
 
 
 def test_stored_logits_are_the_answers_where_the_task_ends(
@@ -127,6 +162,7 @@ def test_er_ace_equals_avalanches(setup: Setup) -> None:
     strategy = step.strategy
     strategy.mb_y = step.y % 2  # the third class is not in the batch
     plain = strategy.mb_output
+    step.forward_with(plugin)
     plugin.after_forward(strategy)
     strategy.loss = strategy._criterion(strategy.mb_output, strategy.mb_y)
     plugin.before_backward(strategy)

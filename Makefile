@@ -38,8 +38,9 @@ report: $(VENV)/.installed
 		$(BIN)/firefly-cl report benchmarks/records/growth --markdown docs/growth.md)
 	$(if $(wildcard benchmarks/class_incremental),\
 		$(BIN)/firefly-cl report benchmarks/class_incremental --markdown docs/benchmark.md)
-	$(if $(wildcard benchmarks/earlier/baselines),\
-		$(BIN)/firefly-cl report benchmarks/earlier/baselines --markdown docs/baselines.md)
+	$(if $(wildcard benchmarks/baselines),\
+		$(BIN)/firefly-cl report benchmarks/baselines --markdown docs/baselines.md \
+		--grid benchmarks/split_cifar100.toml)
 	$(if $(wildcard benchmarks/ablations),\
 		$(BIN)/firefly-cl report benchmarks/ablations --markdown docs/ablations.md \
 		--grid benchmarks/ablations.toml)

@@ -43,7 +43,7 @@ def test_the_example_learns_and_forgets_nothing(
     ("records", "page", "grid"),
     [
         ("benchmarks/records benchmarks/accuracy", "README.md", "benchmarks/accuracy.toml"),
-        ("benchmarks/earlier/baselines", "docs/baselines.md", None),
+        ("benchmarks/baselines", "docs/baselines.md", "benchmarks/split_cifar100.toml"),
         ("benchmarks/records/growth", "docs/growth.md", None),
         ("benchmarks/class_incremental", "docs/benchmark.md", None),
         ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from firefly_cl import cli
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual.learner import load_logits
+from firefly_cl.network.files import SCHEMA
 from firefly_cl.scenarios import SCENARIOS, Images, Scenario, ScenarioOptions, Task
 
 QUICK = ["--strategy", "firefly", "--tasks", "2", "--epochs", "1", "--threads", "1"]
@@ -322,7 +323,7 @@ def newer_weights(run: Path) -> None:
     [
         (damaged("model/model.safetensors"), "model.safetensors is damaged"),
         (without("model/model.safetensors"), "model.safetensors: restore or rerun"),
-        (newer_weights, "has schema 99, this version reads up to 2: update firefly_cl"),
+        (newer_weights, f"has schema 99, this version reads up to {SCHEMA}: update firefly_cl"),
         (damaged("model/model.json"), "model.json is damaged"),
         (
             without("model/model.json"),

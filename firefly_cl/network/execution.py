@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from firefly_cl.errors import EditError
-from firefly_cl.network.graph import Node, apply_map
+from firefly_cl.network.graph import STOCHASTIC_DEPTH, Node, apply_map, branch_scale
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, Statistics
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Execution:
         if node.kind == "flatten":
             return self.each(inputs, lambda parts: parts[0].flatten(1))
         if node.kind == "map":
+            if self.training and node.attributes["operation"] == STOCHASTIC_DEPTH:
+                return self.drop(node, inputs[0])
             return self.each(inputs, lambda parts: apply_map(node, parts[0], self.training))
         return inputs[0]
 
@@ -110,6 +112,12 @@ class Execution:
     def carries_gradient(self, stream: str) -> bool:
         """Whether autograd follows a stream."""
         return torch.is_grad_enabled() and (stream != "old" or self.through_old)
+
+    def drop(self, node: Node, value: Streams) -> Streams:
+        """Stochastic depth in training: of a branch, either all streams are dropped or none."""
+        p, mode = node.attributes["p"], node.attributes["mode"]
+        scale = branch_scale(next(iter(value.values())), p, mode)
+        return self.each([value], lambda parts: parts[0] * scale.to(parts[0].dtype))
 
     def growable(self, node: Node) -> GrowableLayer:
         """The layer of a conv, linear or head node."""

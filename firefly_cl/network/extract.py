@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from firefly_cl.errors import EditError
-from firefly_cl.network.graph import MAPS, Node
+from firefly_cl.network.graph import MAPS, STOCHASTIC_DEPTH, Node
 from firefly_cl.network.laterals import LateralHead, per_channel, tapped
 from firefly_cl.network.layers import GrowableLayer, GrowableNorm, UnitsOf
 from firefly_cl.network.net import FireflyNet
@@ -130,6 +130,11 @@ def _map(root: nn.Module, graph: fx.Graph, node: Node, x: fx.Node, name: str) ->
     if operation.startswith("dropout"):
         kind = nn.Dropout2d if operation == "dropout2d" else nn.Dropout
         root.add_module(name, kind(**attributes))
+        return graph.call_module(name, (x,))
+    if operation == STOCHASTIC_DEPTH:
+        from torchvision.ops import StochasticDepth
+
+        root.add_module(name, StochasticDepth(**attributes))
         return graph.call_module(name, (x,))
     return graph.call_function(MAPS[operation], (x,), attributes)
 

@@ -65,6 +65,24 @@ class Node:
 
 Map = Callable[..., Tensor]
 
+STOCHASTIC_DEPTH = "stochastic_depth"
+
+
+def branch_scale(x: Tensor, p: float, mode: str) -> Tensor:
+    """What a branch is multiplied by in training: 0 with probability p, else 1 / (1 - p).
+
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382). mode: "row" draws for each image of
+    x (B, C, ...), "batch" once for all. The result broadcasts to x.
+    """
+    drawn = x.new_empty([x.shape[0] if mode == "row" else 1] + [1] * (x.dim() - 1))
+    drawn.bernoulli_(1 - p)
+    return drawn / (1 - p) if p < 1 else drawn
+
+
+def _stochastic_depth(x: Tensor, p: float, mode: str, training: bool = False) -> Tensor:
+    return x * branch_scale(x, p, mode) if training else x
+
+
 MAPS: dict[str, Map] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -96,13 +114,16 @@ MAPS: dict[str, Map] = {
     "amax": torch.amax,
     "dropout": F.dropout,
     "dropout2d": F.dropout2d,
+    STOCHASTIC_DEPTH: _stochastic_depth,
 }
 """Operations that treat every channel alike and by itself, by name.
 
 They need not be 0 at 0: a unit that is not there has no channel, so nothing of it is read.
 """
 
-POOLINGS = frozenset(name for name in MAPS if "pool" in name or "drop" in name) | {"mean", "amax"}
+_DROPS = frozenset(("dropout", "dropout2d", STOCHASTIC_DEPTH))
+
+POOLINGS = frozenset(name for name in MAPS if "pool" in name) | _DROPS | {"mean", "amax"}
 """Maps that are no activations: they choose among or average what they get."""
 
 
@@ -120,7 +141,7 @@ def apply_map(node: Node, x: Tensor, training: bool) -> Tensor:
     """Run a map node on one stream."""
     attributes = dict(node.attributes)
     name = attributes.pop("operation")
-    if name.startswith("dropout"):
+    if name in _DROPS:
         attributes["training"] = training
     for key, value in attributes.items():
         if isinstance(value, list):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from firefly_cl.network.graph import STOCHASTIC_DEPTH
 from firefly_cl.network.tracing import (
     CallRule,
     ModuleRule,
@@ -318,11 +319,11 @@ def _identity(tracing: Tracing, node: fx.Node, *_: Any) -> None:
 
 
 def _stochastic_depth(tracing: Tracing, node: fx.Node) -> None:
-    if dict(zip(("input", "p"), node.args, strict=False), **node.kwargs)["p"]:
-        raise tracing.fail(
-            node, "whole branches cannot be dropped; build the model with stochastic_depth_prob=0"
-        )
-    _identity(tracing, node)
+    given = dict(zip(("input", "p", "mode"), node.args, strict=False)) | dict(node.kwargs)
+    p, mode = given["p"], given["mode"]
+    if not p:
+        return _identity(tracing, node)
+    tracing.add_map(node, _input_of(node), STOCHASTIC_DEPTH, p=p, mode=mode)
 
 
 for _target_, _rule in (

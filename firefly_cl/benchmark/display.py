@@ -102,9 +102,8 @@ class Display:
         self._fraction = max(self._fraction, done / tasks)
         if self._live is None:
             self._line(
-                f"task {done}/{tasks} ({record.tasks[done - 1]}) done, average accuracy "
-                f"{percent(record.average_accuracy)} %, {count(record.parameters)} floats, "
-                f"{self._time_left()}"
+                f"task {done}/{tasks} ({record.tasks[done - 1]}) done, {accuracy_so_far(record)}, "
+                f"{count(record.parameters)} floats, {self._time_left()}"
             )
 
     def cell_ended(self, title: str, record: Record) -> None:
@@ -164,3 +163,10 @@ def news_of(progress: Progress) -> str:
     if progress.units is not None:
         parts.append(f"{progress.units} units")
     return "  ".join(parts)
+
+
+def accuracy_so_far(record: Record) -> str:
+    """The average accuracy in words; joint training knows none before its last task."""
+    if record.average_accuracy is None:
+        return "no accuracy yet"
+    return f"average accuracy {percent(record.average_accuracy)} %"

@@ -52,8 +52,7 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
     use_threads(threads)
 
     from firefly_cl.benchmark.cell import run_cell
-    from firefly_cl.benchmark.display import news_of
-    from firefly_cl.benchmark.quantities import percent
+    from firefly_cl.benchmark.display import accuracy_so_far, news_of
     from firefly_cl.benchmark.records import Record
     from firefly_cl.benchmark.runner import Scenarios
     from firefly_cl.continual import STRATEGIES
@@ -75,8 +74,7 @@ def _run(job: Job, tell: Callable[[News], None]) -> None:
 
     def task_ended(record: Record) -> None:
         where, done = after(record)
-        accuracy = percent(record.average_accuracy)
-        tell(News("task", f"{where} done, average accuracy {accuracy} %", done))
+        tell(News("task", f"{where} done, {accuracy_so_far(record)}", done))
 
     def resumed(record: Record, where: str) -> None:
         tell(News("resumed", f"continues {where}", after(record)[1]))

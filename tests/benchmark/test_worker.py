@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from benchmark_fakes import FakeLearner, ResumableFake, cell, scenario
 
+from firefly_cl.benchmark.cell import Cell
 from firefly_cl.benchmark.executors import Job, News
 from firefly_cl.benchmark.failures import read_failure
 from firefly_cl.benchmark.records import read_record
@@ -46,6 +48,13 @@ def test_a_cell_is_run_and_told_of(tmp_path: Path):
     assert read_record(tmp_path).finished
     assert read_record(tmp_path).hardware["threads"] == 1
     assert read_failure(tmp_path) is None
+
+
+def test_joint_training_tells_no_accuracy_before_its_last_task(tmp_path: Path):
+    joint = Cell("split-digits", "joint", 0, "mlp", 0.25, tasks=3, recipe={"epochs": 1})
+    *waiting, last = (n.text for n in done(Job(joint, tmp_path, 1)) if n.kind == "task")
+    assert waiting == [f"task {task}/3 done, no accuracy yet" for task in (1, 2)]
+    assert re.fullmatch(r"task 3/3 done, average accuracy \d+\.\d %", last)
 
 
 def test_a_begun_cell_goes_on(tmp_path: Path):

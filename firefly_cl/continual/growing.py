@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import COPYING, Plan, require_one_plan
 from firefly_cl.continual.precision import Precision
+from firefly_cl.continual.schedule import Schedule
 from firefly_cl.continual.snapshot import State
 from firefly_cl.continual.training import experience_seed, training_of
 from firefly_cl.errors import (
@@ -80,15 +80,8 @@ class FireflyPlugin(SupervisedPlugin):
         self.observer: Observer | None = None
         self.seconds: dict[str, float] = defaultdict(float, grow=0.0)
         self._limit: int | None = None
-        self._epoch = 0
-        self._due: set[int] = set()
-        self._selections: set[int] = set()
-        self._prunings: set[int] = set()
-        self._rounds: list[int] = []
-        self._at_first: float = 0
-        self._steps = 0
+        self._schedule = Schedule()
         self._seconds_before: dict[str, float] = {}
-        self._last_loss: float | None = None
         self._obtained = 0.0
 
     # --- the phases of a task ---------------------------------------------------------------------
@@ -96,7 +89,7 @@ class FireflyPlugin(SupervisedPlugin):
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
-        self._epoch, self._last_loss = 0, None
+        self._schedule = Schedule()
         model = _model(strategy)
         require_one_plan(model.plan, self.plan)
         model.total = self.budget
@@ -128,47 +121,36 @@ class FireflyPlugin(SupervisedPlugin):
         _train_only(strategy.optimizer, net.trainable(), self.plan.copies_rate if copied else 1.0)
         training = training_of(strategy)  # which sets the strategy's epochs later than this
         epochs = strategy.train_epochs if training is None else training.recipe.epochs
-        self._due = _epochs_at(self.plan.grow_at, epochs)
-        self._selections = _epochs_at(self.plan.select_at, epochs)
-        self._prunings = _epochs_at(self.plan.prune_at, epochs)
-        for name in ("grow_at", "select_at", "prune_at"):
-            if (shares := getattr(self.plan, name)) and not _epochs_at(shares, epochs):
-                warnings.warn(
-                    f"{name}={shares} is within no epoch of {epochs}: it never happens",
-                    stacklevel=2,
-                )
-        self._rounds = [0, *sorted(self._due | self._selections | self._prunings), epochs]
-        self._at_first, self._steps = self._own(net), 0
+        self._schedule = Schedule.of(self.plan, epochs, self._own(net))
         self._seconds_before = dict(self.seconds)
         self.held_out.load(strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Begin the schedule of the learning rate anew after each change, if so planned."""
         training = training_of(strategy)
-        if not self.plan.restart or training is None or self._epoch not in self._rounds[:-1]:
-            return
-        end = self._rounds[self._rounds.index(self._epoch) + 1]
-        training.start_schedule((end - self._epoch) * len(strategy.dataloader))
+        epochs = self._schedule.round_length()
+        if self.plan.restart and training is not None and epochs is not None:
+            training.start_schedule(epochs * len(strategy.dataloader))
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Select and prune if the schedule says so; grow if the validation loss says so too."""
-        self._epoch += 1
-        if self._epoch in self._selections:
+        schedule = self._schedule
+        schedule.epoch += 1
+        if schedule.epoch in schedule.selections:
             self.select(strategy)
-        if self._epoch in self._due:
+        if schedule.epoch in schedule.due:
             self._grow_or_stop(strategy)
-        if self._epoch in self._prunings:
+        if schedule.epoch in schedule.prunings:
             self.prune(strategy)
 
     def _grow_or_stop(self, strategy: Any) -> None:
         started = time.perf_counter()
-        net = _model(strategy).net
+        net, last = _model(strategy).net, self._schedule.last_loss
         loss, accuracy = self.held_out.measure(net)
-        if loss is not None and self._last_loss is not None:
-            if self._last_loss - loss < self.plan.patience * self._last_loss:
-                self._due = set()
-                return
-        self._last_loss = loss
+        if loss is not None and last is not None and last - loss < self.plan.patience * last:
+            self._schedule.due = set()
+            return
+        self._schedule.last_loss = loss
         event = self._event(net, loss, accuracy)
         growth = self.grow(strategy)
         self.seconds["grow"] += time.perf_counter() - started
@@ -200,7 +182,7 @@ class FireflyPlugin(SupervisedPlugin):
         """What is told of the network before it changes."""
         return {
             "task": net.current,
-            "epoch": self._epoch,
+            "epoch": self._schedule.epoch,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
             "parameters_before": floats(net),
@@ -245,15 +227,8 @@ class FireflyPlugin(SupervisedPlugin):
                 phase: total - self._seconds_before.get(phase, 0.0)
                 for phase, total in self.seconds.items()
             },
-            "epoch": self._epoch,
-            "due": sorted(self._due),
-            "selections": sorted(self._selections),
-            "prunings": sorted(self._prunings),
-            "rounds": self._rounds,
-            "at_first": self._at_first,
-            "steps": self._steps,
-            "last_loss": self._last_loss,
             "obtained": self._obtained,
+            **self._schedule.to_json(),
         }
 
     def go_on(self, strategy: Any, state: State) -> None:
@@ -263,11 +238,7 @@ class FireflyPlugin(SupervisedPlugin):
         self.events = [event for event in self.events if event["task"] != task] + told["events"]
         for phase, spent in told["seconds"].items():
             self.seconds[phase] += spent
-        self._epoch = told["epoch"]
-        self._due, self._selections = set(told["due"]), set(told["selections"])
-        self._prunings, self._rounds = set(told["prunings"]), list(told["rounds"])
-        self._at_first, self._steps = told["at_first"], told["steps"]
-        self._last_loss, self._obtained = told["last_loss"], told["obtained"]
+        self._schedule, self._obtained = Schedule.from_json(told), told["obtained"]
 
     def _timed(self, net: FireflyNet) -> dict[str, object]:
         """Milliseconds of the task's own rows, and by which table."""
@@ -291,11 +262,11 @@ class FireflyPlugin(SupervisedPlugin):
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where nothing can grow."""
         net = _model(strategy).net
-        wanted = self._at_first * (1 + self.plan.growth) ** (self._steps + 1)
+        wanted = self._schedule.wanted(self.plan.growth)
         if self.plan.cost != LATENCY:
             wanted = int(wanted)
         amount = wanted - self._own(net)
-        self._steps += 1
+        self._schedule.steps += 1
         room = None if self._limit is None else self._limit - floats(net)
         least = 0 if self.plan.cost == LATENCY else 1
         if amount <= 0 or amount < least or (room is not None and room < 1):
@@ -368,10 +339,7 @@ class FireflyPlugin(SupervisedPlugin):
         phase: str,
         act: Callable[[], tuple[Selected | Pruning, dict[str, object]]],
     ) -> None:
-        """Let gates act where they can, move the optimizer's state along, and tell of it.
-
-        What is gone is not made up for by growth: a step's share counts from what is left.
-        """
+        """Let gates act where they can, move the optimizer's state along, and tell of it."""
         started = time.perf_counter()
         net = _model(strategy).net
         event, own = self._event(net, *self.held_out.measure(net)), self._own(net)
@@ -380,7 +348,7 @@ class FireflyPlugin(SupervisedPlugin):
         except (NothingToPrune, NothingToSelect):
             return
         self._follow(strategy, found.edits)
-        self._at_first += (self._own(net) - own) / (1 + self.plan.growth) ** self._steps
+        self._schedule.lost(own - self._own(net), self.plan.growth)
         self.seconds[phase] += time.perf_counter() - started
         told = {**told, "parameters": floats(net), "flops": flops(net)}
         self._tell({**event, **told}, gates=found.history)
@@ -397,12 +365,9 @@ class FireflyPlugin(SupervisedPlugin):
         return own_cost(net, self.plan.cost, self.latency)
 
     def _generator(self, strategy: Any) -> torch.Generator:
-        task = _model(strategy).net.current
-        return torch.Generator().manual_seed(experience_seed(self.seed + self._epoch, task))
-
-
-def _epochs_at(shares: Sequence[float], epochs: int) -> set[int]:
-    return {epoch for share in shares if 0 < (epoch := round(share * epochs)) < epochs}
+        seed = self.seed + self._schedule.epoch
+        seed = experience_seed(seed, _model(strategy).net.current)
+        return torch.Generator().manual_seed(seed)
 
 
 def _loss(strategy: Any) -> Loss:

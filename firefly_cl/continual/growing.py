@@ -23,7 +23,7 @@ from firefly_cl.continual.plan import COPYING, Plan, require_one_plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.schedule import Schedule
 from firefly_cl.continual.snapshot import State
-from firefly_cl.continual.training import experience_seed, training_of
+from firefly_cl.continual.training import ToldBatches, experience_seed, training_of
 from firefly_cl.errors import (
     BudgetTooSmall,
     ConfigurationError,
@@ -302,7 +302,8 @@ class FireflyPlugin(SupervisedPlugin):
         net, gates = _model(strategy).net, self.plan.selection
 
         def chosen() -> tuple[Selected, dict[str, object]]:
-            found = gates.select(net, strategy.dataloader, _loss(strategy), _autocast(strategy))
+            batches = ToldBatches(strategy, "select", self._schedule.epoch)
+            found = gates.select(net, batches, _loss(strategy), _autocast(strategy))
             kinds = {"deselect": sum(found.dropped.values())}
             told = {"kinds": kinds, "dropped": found.dropped, "read": found.kept}
             return found, {**told, "indecision": found.indecision}
@@ -316,6 +317,7 @@ class FireflyPlugin(SupervisedPlugin):
         """
         net, gates, tolerance = _model(strategy).net, self.plan.gates, self.plan.prune_tolerance
         loss, autocast = _loss(strategy), _autocast(strategy)
+        batches = ToldBatches(strategy, "prune", self._schedule.epoch)
 
         def accuracy(net: FireflyNet) -> float:
             return self.held_out.measure(net)[1] or 0.0
@@ -323,9 +325,9 @@ class FireflyPlugin(SupervisedPlugin):
         def pruned() -> tuple[Pruning, dict[str, object]]:
             sought: dict[str, object] = {}
             if tolerance is None:
-                found = gates.prune(net, strategy.dataloader, loss, autocast)
+                found = gates.prune(net, batches, loss, autocast)
             else:
-                chosen = tolerance.prune(net, gates, strategy.dataloader, loss, accuracy, autocast)
+                chosen = tolerance.prune(net, gates, batches, loss, accuracy, autocast)
                 found, sought = chosen.pruning, chosen.told()
             kinds = {"prune": sum(found.removed.values())}
             told = {"kinds": kinds, "removed": found.removed, "kept": found.kept, **sought}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -139,7 +139,7 @@ class TrainingPlugin(SupervisedPlugin):
                     "run the cell again with --overwrite"
                 ) from error
             strategy.train_epochs -= self._epoch
-        self._tell(None, None)
+        self.tell()
 
     def within_task(self, strategy: Any) -> State | None:
         """Schedule, mixing and the order of images; None for a loader that is not ours."""
@@ -184,7 +184,7 @@ class TrainingPlugin(SupervisedPlugin):
         """Tell how the epoch went: mean loss, and accuracy on the training batches as seen."""
         self._epoch += 1
         loss = sum(self._losses) / len(self._losses) if self._losses else None
-        self._tell(loss, self._right / self._seen if self._seen else None)
+        self.tell(loss, self._right / self._seen if self._seen else None)
         if self._epoch < self.recipe.epochs and self.snapshots.due():
             state = training_state(strategy)
             if state is not None:
@@ -352,20 +352,52 @@ class TrainingPlugin(SupervisedPlugin):
         if isinstance(strategy._criterion, TrainingCriterion):
             strategy._criterion.active, strategy._criterion.mixture = False, None
 
-    def _tell(self, loss: float | None, accuracy: float | None) -> None:
+    def tell(
+        self,
+        loss: float | None = None,
+        accuracy: float | None = None,
+        *,
+        phase: str | None = None,
+        epoch: int | None = None,
+    ) -> None:
+        """Tell `progress` how far the task has come, by default in its training."""
         tasks = self.task + 1 if self.tasks is None else self.tasks
         self.progress(
             Progress(
                 self.task,
                 tasks,
-                self.phase,
-                self._epoch,
+                phase or self.phase,
+                self._epoch if epoch is None else epoch,
                 self.recipe.epochs,
                 loss,
                 accuracy,
                 self.units(),
             )
         )
+
+
+class ToldBatches:
+    """A strategy's training batches, for a phase after one of its epochs that walks through them.
+
+    Each walk is told as progress, where the strategy has a TrainingPlugin. Attributes are those of
+    the loader.
+    """
+
+    def __init__(self, strategy: Any, phase: str, epoch: int) -> None:
+        self._loader = strategy.dataloader
+        self._training = training_of(strategy)
+        self._phase, self._epoch = phase, epoch
+        self._walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._walks += 1
+        if self._training is not None:
+            phase = f"{self._phase}, pass {self._walks}"
+            self._training.tell(phase=phase, epoch=self._epoch)
+        return iter(self._loader)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 def training_of(strategy: Any) -> TrainingPlugin | None:

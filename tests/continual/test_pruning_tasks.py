@@ -10,6 +10,7 @@ import torch
 from growing_streams import PLAN, RECIPE, answers, growing, stream_of
 
 from firefly_cl.continual.plan import Plan, plan_of
+from firefly_cl.continual.training import training_of
 from firefly_cl.errors import ConfigurationError, DivergenceError
 from firefly_cl.gates.pruning import GatePruning
 from firefly_cl.gates.tolerance import Tolerance
@@ -61,6 +62,15 @@ def test_gates_that_diverge_are_told() -> None:
     strategy._criterion = broken
     with pytest.raises(DivergenceError, match="search of gates"):
         strategy.train(stream_of(STREAM).train_stream[0], eval_streams=[])
+
+
+def test_a_search_is_told_as_it_goes_on() -> None:
+    strategy, told = growing(plan=PRUNING, recipe=replace(RECIPE, epochs=5)), []
+    training_of(strategy).progress = told.append
+    strategy.train(stream_of(STREAM).train_stream[0], eval_streams=[])
+    found = [(news.phase, news.epoch) for news in told]
+    passes = [(f"prune, pass {n}", 2) for n in range(1, 5)]
+    assert found[2:7] == [*passes, ("train", 2)]
 
 
 @pytest.mark.parametrize("shares", [(0.0,), (1.0,), (0.5, 2.0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -326,6 +327,12 @@ class FireflyPlugin(SupervisedPlugin):
             sought: dict[str, object] = {}
             if tolerance is None:
                 found = gates.prune(net, batches, loss, autocast)
+                if found.closed:
+                    warnings.warn(
+                        f"lam={gates.lam:g} closed all gates of {', '.join(found.closed)} in task "
+                        f"{net.current}, where one unit is left of each: lower lam",
+                        stacklevel=2,
+                    )
             else:
                 chosen = tolerance.prune(net, gates, batches, loss, accuracy, autocast)
                 found, sought = chosen.pruning, chosen.told()

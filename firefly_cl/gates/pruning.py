@@ -25,7 +25,7 @@ class Pruning:
     """What was removed: the edits in order, units by space, and how binary the gates had become.
 
     indecision: the greatest distance of a gate from the nearer of 0 and 1. history: that of the
-    gates.
+    gates. closed: spaces without any open gate, in which one unit is left all the same.
     """
 
     edits: list[Edit]
@@ -33,6 +33,7 @@ class Pruning:
     kept: dict[str, int]
     indecision: float
     history: Sequence[Tensor] = ()
+    closed: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,16 @@ class GatePruning(GateSearch):
 
     def remove(self, net: FireflyNet, gates: Gates) -> Pruning:
         """Stage 3: remove units by edits; the one with the greatest s stays in any case."""
-        edits, removed, kept = [], {}, {}
+        edits, removed, kept, closed = [], {}, {}, []
         for name, z in gates.values().items():
             keep = (z > self.keep).cpu()
+            if not keep.any():
+                closed.append(name)
             keep[int(gates.s[name].argmax())] = True
             kept[name], removed[name] = int(keep.sum()), int((~keep).sum())
             if removed[name]:
                 edits.append(prune(net, name, keep))
-        return Pruning(edits, removed, kept, gates.indecision(), gates.history)
+        return Pruning(edits, removed, kept, gates.indecision(), gates.history, closed)
 
 
 def prunable_spaces(net: FireflyNet) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,16 @@ def test_a_task_of_single_units_is_left_as_it_is() -> None:
         strategy.train(experience, eval_streams=[])
     assert {event["task"] for event in strategy.firefly.events} == {0}
     assert all(widths[1] == 1 for widths in strategy.net.widths().values())
+
+
+def test_layers_of_which_nothing_is_left_are_told() -> None:
+    dear = replace(PRUNING, prune_at=(0.4,), gates=replace(GATES, lam=10.0))
+    strategy = growing("mlp-bn", plan=dear, recipe=replace(RECIPE, epochs=5))
+    spaces = strategy.net.growable_spaces()
+    told = f"lam=10 closed all gates of {', '.join(spaces)} in task 0"
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        strategy.train(stream_of(STREAM).train_stream[0], eval_streams=[])
+    assert strategy.net.units() == len(spaces)
 
 
 def test_gates_that_diverge_are_told() -> None:

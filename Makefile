@@ -41,6 +41,8 @@ report: $(VENV)/.installed
 	$(if $(wildcard benchmarks/baselines),\
 		$(BIN)/firefly-cl report benchmarks/baselines --markdown docs/baselines.md \
 		--grid benchmarks/split_cifar100.toml)
+	$(if $(wildcard benchmarks/pruning),\
+		$(BIN)/firefly-cl report benchmarks/pruning --markdown docs/pruning.md)
 	$(if $(wildcard benchmarks/ablations),\
 		$(BIN)/firefly-cl report benchmarks/ablations --markdown docs/ablations.md \
 		--grid benchmarks/ablations.toml)

@@ -47,6 +47,7 @@ def test_the_example_learns_and_forgets_nothing(
         ("benchmarks/records/growth", "docs/growth.md", None),
         ("benchmarks/class_incremental", "docs/benchmark.md", None),
         ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),
+        ("benchmarks/pruning", "docs/pruning.md", None),
         (
             "benchmarks/accuracy benchmarks/earlier/accuracy",
             "docs/accuracy.md",

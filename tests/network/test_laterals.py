@@ -136,8 +136,8 @@ def test_layers_that_later_tasks_insert_change_nothing_of_it(name: str, tmp_path
     before = net(images(), 2)
     net.begin_task(2, 2, generator=torch.Generator().manual_seed(3))
     places = {*deeper_places(net), *(n.name for n in net.nodes if "pool" in n.name)}
-    inserted = 0
-    for place in sorted(places):
+    inserted, every = 0, len(places) // 12 + 1  # nets of many layers repeat a block
+    for place in sorted(places)[::every]:
         deeper = copy.deepcopy(net)
         try:
             insert(deeper, place, 2, generator=torch.Generator().manual_seed(4))

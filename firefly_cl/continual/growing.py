@@ -16,6 +16,7 @@ import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
+from firefly_cl.continual.distillation import Teacher
 from firefly_cl.continual.held_out import HeldOut, plain_batches
 from firefly_cl.continual.model import FireflyModel, require_images
 from firefly_cl.continual.nearest import probe_accuracies
@@ -84,13 +85,14 @@ class FireflyPlugin(SupervisedPlugin):
         self._schedule = Schedule()
         self._seconds_before: dict[str, float] = {}
         self._obtained = 0.0
+        self._teacher: Teacher | None = None
 
     # --- the phases of a task ---------------------------------------------------------------------
 
     def after_train_dataset_adaptation(self, strategy: Any, **kwargs: object) -> None:
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
-        self._schedule = Schedule()
+        self._schedule, self._teacher = Schedule(), None
         model = _model(strategy)
         require_one_plan(model.plan, self.plan)
         model.total = self.budget
@@ -132,6 +134,12 @@ class FireflyPlugin(SupervisedPlugin):
         epochs = self._schedule.round_length()
         if self.plan.restart and training is not None and epochs is not None:
             training.start_schedule(epochs * len(strategy.dataloader))
+
+    def before_backward(self, strategy: Any, **kwargs: object) -> None:
+        """Let what a pruned network was teach it, if so planned."""
+        if self._teacher is not None:
+            taught = self._teacher.logits(strategy.mb_x, _autocast(strategy))
+            strategy.loss = self.plan.distillation.loss(strategy.loss, strategy.mb_output, taught)
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
         """Select and prune if the schedule says so; grow if the validation loss says so too."""
@@ -196,6 +204,7 @@ class FireflyPlugin(SupervisedPlugin):
             self._read_laterally(strategy)
         _model(strategy).net.freeze()
         self.held_out.clear()
+        self._teacher = None
 
     def _read_laterally(self, strategy: Any) -> None:
         """Fit the newest task's lateral head on training images; none where the budget is spent."""
@@ -222,7 +231,9 @@ class FireflyPlugin(SupervisedPlugin):
         if self.latency is not None:
             return None
         net = _model(strategy).net
-        return {}, {
+        tensors, taught = ({}, {}) if self._teacher is None else self._teacher.state()
+        return tensors, {
+            **taught,
             "events": [event for event in self.events if event["task"] == net.current],
             "seconds": {
                 phase: total - self._seconds_before.get(phase, 0.0)
@@ -234,8 +245,10 @@ class FireflyPlugin(SupervisedPlugin):
 
     def go_on(self, strategy: Any, state: State) -> None:
         """Take up what `within_task` told."""
-        _, told = state
-        task = _model(strategy).net.current
+        tensors, told = state
+        net = _model(strategy).net
+        task = net.current
+        self._teacher = Teacher.of(tensors, told, net) if "teacher" in told else None
         self.events = [event for event in self.events if event["task"] != task] + told["events"]
         for phase, spent in told["seconds"].items():
             self.seconds[phase] += spent
@@ -314,7 +327,8 @@ class FireflyPlugin(SupervisedPlugin):
     def prune(self, strategy: Any) -> None:
         """Remove own units of the newest task by gates, searched on training images.
 
-        Under a tolerance, validation images say how dear units may be.
+        Under a tolerance, validation images say how dear units may be. From the first removal on
+        the network before it teaches what is left, if so planned.
         """
         net, gates, tolerance = _model(strategy).net, self.plan.gates, self.plan.prune_tolerance
         loss, autocast = _loss(strategy), _autocast(strategy)
@@ -340,27 +354,35 @@ class FireflyPlugin(SupervisedPlugin):
             told = {"kinds": kinds, "removed": found.removed, "kept": found.kept, **sought}
             return found, {**told, "indecision": found.indecision}
 
-        self._by_gates(strategy, "prune", pruned)
+        teacher = self._teacher
+        if teacher is None and self.plan.distillation.weight:
+            teacher = Teacher(net)
+        if self._by_gates(strategy, "prune", pruned):
+            self._teacher = teacher
 
     def _by_gates(
         self,
         strategy: Any,
         phase: str,
         act: Callable[[], tuple[Selected | Pruning, dict[str, object]]],
-    ) -> None:
-        """Let gates act where they can, move the optimizer's state along, and tell of it."""
+    ) -> bool:
+        """Let gates act where they can, move the optimizer's state along, and tell of it.
+
+        Whether the network has changed.
+        """
         started = time.perf_counter()
         net = _model(strategy).net
         event, own = self._event(net, *self.held_out.measure(net)), self._own(net)
         try:
             found, told = act()
         except (NothingToPrune, NothingToSelect):
-            return
+            return False
         self._follow(strategy, found.edits)
         self._schedule.lost(own - self._own(net), self.plan.growth)
         self.seconds[phase] += time.perf_counter() - started
         told = {**told, "parameters": floats(net), "flops": flops(net)}
         self._tell({**event, **told}, gates=found.history)
+        return bool(found.edits)
 
     def _follow(self, strategy: Any, edits: Sequence[Edit]) -> None:
         """Let the optimizer's state go with the parameters."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from firefly_cl.continual.distillation import Distillation
 from firefly_cl.continual.lateral_probe import LateralProbe
 from firefly_cl.continual.learner import read_options
 from firefly_cl.errors import ConfigurationError
@@ -46,6 +47,7 @@ class Plan:
     prune_at: shares after which `gates` remove some of its own units. `restart` counts for both
     too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
     searched for, beginning at that of `gates`. None: it is that.
+    distillation: how much a task's network before the first pruning teaches what is left of it.
     lateral: how a trained task's head also reads, by a linear classifier, what all units of the
     nearest older tasks compute, if it does. These are then computed for its answers too.
     validation: held out of an experience that comes without a validation stream.
@@ -70,6 +72,7 @@ class Plan:
     prune_at: tuple[float, ...] = ()
     gates: GatePruning = field(default_factory=GatePruning)
     prune_tolerance: Tolerance | None = None
+    distillation: Distillation = field(default_factory=Distillation)
     lateral: LateralProbe = field(default_factory=LateralProbe)
     validation: float = 0.1
 
@@ -209,6 +212,8 @@ class Options:
     lam: float = GatePruning.lam
     gate_cost: str = GatePruning.cost
     gate_epochs: int = GatePruning.epochs
+    distil: float = Distillation.weight
+    distil_temperature: float = Distillation.temperature
     lateral: float = LateralProbe.weight
     lateral_decay: float = LateralProbe.decay
     lateral_tasks: int = LateralProbe.tasks
@@ -235,6 +240,7 @@ class Options:
             prune_at=_shares("prune-at", self.prune_at),
             gates=GatePruning(self.lam, self.gate_cost, self.gate_epochs),
             prune_tolerance=_tolerance(self.prune_tolerance, self.prune_tries),
+            distillation=Distillation(self.distil, self.distil_temperature),
             lateral=LateralProbe(self.lateral, self.lateral_decay, self.lateral_tasks),
         )
 

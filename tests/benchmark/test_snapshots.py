@@ -303,3 +303,21 @@ def test_lateral_heads_go_on_to_the_same_bits(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
     events = read_record(tmp_path / "killed").growth_events
     assert [event["lateral"] for event in events] == [[0], [0, 1]]
+
+
+@pytest.mark.parametrize("kill_at", [2, 3, 8])
+def test_what_a_pruned_task_was_goes_on_teaching_to_the_same_bits(
+    tmp_path: Path, kill_at: int
+) -> None:
+    """Killed before the first task is pruned, after that, and after the second one is."""
+    options = {"grow_at": "", "prune_at": "0.6", "lam": "0.001", "gate_epochs": "3"}
+    cell = replace(GROWING, budget=None, options={**options, "distil": "0.7"})
+    assert run(tmp_path / "whole", cell, every=0.0) == []
+    run(tmp_path / "killed", cell, kill_at)
+    assert len(run(tmp_path / "killed", cell)) == 1
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    events = read_record(tmp_path / "killed").growth_events
+    assert all(sum(event["removed"].values()) > 0 for event in events)
+    plain = replace(cell, options=options)
+    run(tmp_path / "plain", plain, every=0.0)
+    assert read_record(tmp_path / "plain").accuracy != read_record(tmp_path / "whole").accuracy

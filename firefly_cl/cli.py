@@ -240,15 +240,15 @@ def _requests(command: TrainingCommand) -> list[tuple[str, Request, Path]]:
 
 
 def _sweep(command: Prune, common: Request) -> list[tuple[str, Request, Path]]:
-    from firefly_cl.benchmark.sweep import parse_lams, pruning_requests
+    from firefly_cl.benchmark.sweep import parse_steps, pruning_requests
 
-    lams = parse_lams(command.lam)
+    steps = parse_steps(command.lam, command.keep)
     requests = pruning_requests(
-        common, command.data, lams, command.rounds, command.cost, command.gate_epochs
+        common, command.data, steps, command.rounds, command.cost, command.gate_epochs
     )
     return [
-        (f"lam {lam:g}", request, command.out / f"lam-{lam:g}")
-        for lam, request in zip(lams, requests, strict=True)
+        (step.name, request, command.out / step.name.replace(" ", "-"))
+        for step, request in zip(steps, requests, strict=True)
     ]
 
 

@@ -25,6 +25,10 @@ DataNumber = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hi
 DataName = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=_DATASET)]
 Names = Annotated[str, tyro.conf.arg(metavar="A,B,...")]
 Some = Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="(default: all)")]
+Prices = Annotated[
+    str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="(default: 1e-4)")
+]
+Shares = Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=VALUE")
@@ -72,10 +76,12 @@ class _Rounds:
 class _Sweep:
     data: str = "digits"
     """digits, cifar10, cifar100, or folder (see docs/scenarios.md) for images in --data-dir."""
-    lam: Names = "1e-4"
+    lam: Prices = None
     """Price of a unit in terms of the loss, or several to sweep, with commas between."""
+    keep: Shares = None
+    """In place of a price, the share of its cost that the network keeps, or several to sweep."""
     cost: str = "units"
-    """What the price of a unit is counted in: units, parameters or flops."""
+    """What prices and shares are counted in: units, parameters or flops."""
     rounds: int = 1
     """Searches of gates; training goes before, between and after them."""
     gate_epochs: int = 10
@@ -173,10 +179,11 @@ class Grow(_OneTask, _Rounds):
 
 @dataclass(frozen=True)
 class Prune(_OneTask, _Sweep):
-    """Prune a network on one dataset by gates, at one price of a unit or at several.
+    """Prune a network on one dataset by gates, at prices of a unit or to shares of its cost.
 
-    Every price gets the same network and epochs. Each run is kept in
-    OUT/lam-<price>/<scenario>/firefly-seed<k>; one that is finished there is not repeated.
+    Each gets the same network and epochs. Each run is kept in
+    OUT/lam-<price>/<scenario>/firefly-seed<k> or OUT/keep-<share>/...; one that is finished there
+    is not repeated.
     """
 
     out: Path = Path("pruning")

@@ -1,4 +1,4 @@
-"""Figures of a sweep: validation accuracy against size, one point for each price of a unit."""
+"""Figures of a sweep: validation accuracy against size, one point for each price or share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from firefly_cl.benchmark.configuration import digest
 from firefly_cl.benchmark.figure_style import GRID, MARKERS, MUTED, SERIES, STYLE, Draw, Size
-from firefly_cl.benchmark.labels import PRICE, label_among
+from firefly_cl.benchmark.labels import PRICES, label_among, price_of
 from firefly_cl.benchmark.quantities import count
 from firefly_cl.benchmark.records import Record
 from firefly_cl.benchmark.report import ScenarioSummary
@@ -54,9 +54,9 @@ def _frontier(
             axes.errorbar(
                 x, y, yerr=spread, color=colour, marker=marker, label=label, elinewidth=0.9
             )
-            for at, mean, (_, _, _, lam) in zip(x, y, points, strict=True):
+            for at, mean, (_, _, _, price) in zip(x, y, points, strict=True):
                 axes.annotate(
-                    lam, (at, mean), (0, 6), textcoords="offset points", ha="center", fontsize=7
+                    price, (at, mean), (0, 6), textcoords="offset points", ha="center", fontsize=7
                 )
             before = [record for summary in summaries for record in summary.records]
             axes.plot(
@@ -72,7 +72,9 @@ def _frontier(
         axes.set_xlim(left=0)
         axes.margins(y=0.15)
         axes.set_xlabel("floats" if what == "parameters" else "FLOPs of one image")
-        axes.set_title("validation accuracy (%), at each lam", loc="left", color=MUTED)
+        axes.set_title(
+            "validation accuracy (%), at each lam or share kept", loc="left", color=MUTED
+        )
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value)))
         figure.legend(loc="outside upper left", ncols=2, handlelength=1.6)
@@ -95,7 +97,7 @@ def _lines(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
 
 
 def _without_price(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    options = {k: v for k, v in configuration["options"].items() if k != PRICE}
+    options = {k: v for k, v in configuration["options"].items() if k not in PRICES}
     return {**configuration, "seed": 0, "options": options}
 
 
@@ -106,5 +108,5 @@ def _point(summary: Summary, final: Callable[[Record], float]) -> tuple[float, f
         statistics.fmean(final(record) for record in summary.records),
         statistics.fmean(accuracy),
         statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0,
-        str(summary.records[0].configuration["options"].get(PRICE, "")),
+        price_of(summary.records[0].configuration["options"]).removeprefix("lam "),
     )

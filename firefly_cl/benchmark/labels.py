@@ -10,8 +10,16 @@ from firefly_cl.benchmark.configuration import digest, flat, with_defaults
 CRITERION = "criterion"
 """The option of growth that names what grows the network."""
 
-PRICE = "lam"
-"""The option of pruning that a sweep goes through."""
+PRICE = "price"
+"""What tells a row of a sweep of prunings: its price, or the share that it keeps."""
+
+PRICES = {"prune_keep": "keep", "lam": "lam"}
+"""The options that such a sweep goes through, and what rows call them; the first that is given."""
+
+
+def price_of(options: Mapping[str, Any]) -> str:
+    """As in `lam 0.001` or `keep 0.25`; empty for options of neither."""
+    return next((f"{name} {options[o]}" for o, name in PRICES.items() if options.get(o)), "")
 
 
 def label_among(
@@ -34,10 +42,12 @@ def label_among(
         if setting != "seed" and any(rival.get(setting) != mine.get(setting) for rival in theirs)
     ]
     label = name or str(mine["strategy"])
-    criterion, price = f"options.{CRITERION}", f"options.{PRICE}"
-    if name is None and (differing == [price] or (told_by == PRICE and price in mine)):
-        label = f"{PRICE} {mine.get(price)}"
-        differing = [setting for setting in differing if setting != price]
+    criterion, swept = f"options.{CRITERION}", [f"options.{option}" for option in PRICES]
+    price = price_of({option: mine.get(f"options.{option}") for option in PRICES})
+    alone = bool(differing) and all(setting in swept for setting in differing)
+    if name is None and price and (alone or told_by == PRICE):
+        label = price
+        differing = [setting for setting in differing if setting not in swept]
     elif name is None and (criterion in differing or told_by == CRITERION):
         label = str(mine.get(criterion, label))
         differing = [setting for setting in differing if setting != criterion]

@@ -38,8 +38,8 @@ _CAPTIONS = {
     "rounds": "Validation accuracy before each growth step and at the end, against the size then; "
     "bands are a standard deviation over seeds, left out where there are many lines.",
     "frontier": "Validation accuracy of the pruned and tuned networks against their size, at each "
-    "price of a unit; bars are a standard deviation over seeds. Hollow: before pruning, after the "
-    "first training alone.",
+    "price of a unit or share kept; bars are a standard deviation over seeds. Hollow: before "
+    "pruning, after the first training alone.",
     "frontier-flops": "The same against the operations of one image.",
 }
 

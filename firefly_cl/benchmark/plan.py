@@ -246,8 +246,9 @@ def parse_names(text: str, option: str) -> tuple[str, ...]:
     """Comma-separated names, each once."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not names:
-        listed = {"--seeds": "seeds", "--lam": "prices of a unit"}.get(option, "names")
-        raise ConfigurationError(f"{option} is empty: give one or more {listed}, commas between")
+        listed = {"--seeds": "seeds", "--lam": "prices of a unit", "--keep": "shares"}
+        what = listed.get(option, "names")
+        raise ConfigurationError(f"{option} is empty: give one or more {what}, commas between")
     return names
 
 

@@ -342,9 +342,12 @@ class FireflyPlugin(SupervisedPlugin):
             if tolerance is None:
                 found = gates.prune(net, batches, loss, autocast)
                 if found.closed:
+                    by, cure = f"lam={gates.lam:g}", "lower lam"
+                    if gates.share is not None:
+                        by, cure = f"a share of {gates.share:g}", "keep more"
                     warnings.warn(
-                        f"lam={gates.lam:g} closed all gates of {', '.join(found.closed)} in task "
-                        f"{net.current}, where one unit is left of each: lower lam",
+                        f"{by} closed all gates of {', '.join(found.closed)} in task "
+                        f"{net.current}, where one unit is left of each: {cure}",
                         stacklevel=2,
                     )
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -207,6 +208,7 @@ class Options:
     select_at: str = ""
     select_lam: float = GateSelection.lam
     prune_at: str = ""
+    prune_keep: str = ""
     prune_tolerance: str = ""
     prune_tries: int = Tolerance.tries
     lam: float = GatePruning.lam
@@ -220,6 +222,7 @@ class Options:
 
     def plan(self, settings: Mapping[str, str]) -> Plan:
         """As a plan, with settings of the criterion; raises ConfigurationError."""
+        prune_at = _shares("prune-at", self.prune_at)
         return Plan(
             seed=self.seed,
             early=self.early,
@@ -237,8 +240,13 @@ class Options:
             settings=settings,
             select_at=_shares("select-at", self.select_at),
             selection=GateSelection(self.select_lam, self.gate_cost, self.gate_epochs),
-            prune_at=_shares("prune-at", self.prune_at),
-            gates=GatePruning(self.lam, self.gate_cost, self.gate_epochs),
+            prune_at=prune_at,
+            gates=GatePruning(
+                self.lam,
+                self.gate_cost,
+                self.gate_epochs,
+                share=_each(self.prune_keep, len(prune_at)),
+            ),
             prune_tolerance=_tolerance(self.prune_tolerance, self.prune_tries),
             distillation=Distillation(self.distil, self.distil_temperature),
             lateral=LateralProbe(self.lateral, self.lateral_decay, self.lateral_tasks),
@@ -252,6 +260,22 @@ def _shares(option: str, text: str) -> tuple[float, ...]:
         raise ConfigurationError(
             f"option {option} is {text!r}: give shares of the epochs such as 0.2,0.4"
         ) from None
+
+
+def _each(keep: str, times: int) -> float | None:
+    """What each of several prunings keeps, so that all together keep a share."""
+    if not keep.strip():
+        return None
+    try:
+        share = float(keep)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ConfigurationError(
+            f"option prune-keep is {keep!r}: give the share of its cost that a task keeps, above 0 "
+            "and at most 1, or nothing for a price"
+        )
+    return float(share ** (1 / max(times, 1)))
 
 
 def _tolerance(text: str, tries: int) -> Tolerance | None:

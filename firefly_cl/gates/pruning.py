@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from firefly_cl.errors import EditError, NothingToPrune
+from firefly_cl.errors import ConfigurationError, EditError, NothingToPrune
+from firefly_cl.gates.budget import BudgetedGates
 from firefly_cl.gates.execution import GatedExecution
 from firefly_cl.gates.scaled_sigmoid import Gates, own_gates
 from firefly_cl.gates.search import GateSearch
@@ -40,8 +41,19 @@ class Pruning:
 class GatePruning(GateSearch):
     """Stages 2 and 3 of DNAL (Guo, Wu, Kittler, Feng 2021, arXiv 2103.02126); training is stage 1.
 
-    The settings are those of GateSearch.
+    The settings are those of GateSearch, and share: how much of what own rows cost is to stay, in
+    the currency `cost`; `lam` is not used then. One unit of every space stays in any case.
     """
+
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError for settings that cannot work."""
+        super().__post_init__()
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ConfigurationError(
+                f"share of gates is {self.share}: it must be above 0 and at most 1"
+            )
 
     def prune(
         self, net: FireflyNet, batches: Iterable[Any], loss: Loss, autocast: Autocast = nullcontext
@@ -57,14 +69,19 @@ class GatePruning(GateSearch):
     def search(
         self, net: FireflyNet, batches: Iterable[Any], loss: Loss, autocast: Autocast = nullcontext
     ) -> Gates:
-        """Stage 2: the gates of own units, by loss and price; weights and statistics rest.
+        """Stage 2: the gates of own units, by loss and price or share; all else rests.
 
         Norms go by the batch: stored statistics are those of a network without gates, and behind
         several norms that still expect twice as much nothing would be left to learn from.
         """
         gates = own_gates(net, prunable_spaces(net))
         prices = unit_prices(net, list(gates.s), self.cost)
-        self.descend(
+        search: GateSearch = self
+        if self.share is not None:
+            widths = {name: len(s) for name, s in gates.s.items()}
+            gates = BudgetedGates(net, widths, prices, self.cost, self.share)
+            search = replace(self, lam=0.0)
+        search.descend(
             net,
             gates,
             prices,

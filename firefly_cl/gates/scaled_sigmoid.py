@@ -31,6 +31,12 @@ class Gates:
         """The gates z by space, (width,) each, in [0, 1]."""
         return {name: torch.sigmoid(self.delta * s) for name, s in self.s.items()}
 
+    def settle(self) -> None:
+        """Make what follows from s and delta fit them; here nothing does."""
+
+    def decide(self) -> None:
+        """End the relaxation; here delta has ended it."""
+
     @torch.no_grad()
     def remember(self) -> None:
         """Add the values to `history`."""

@@ -77,9 +77,10 @@ class GateSearch:
         leaves = list(gates.s.values())
         optimizer = torch.optim.SGD(leaves, self.learning_rate, self.momentum)
         with evaluation(net):
-            for delta in annealing(self.first, self.last, self.epochs):
+            for epoch, delta in enumerate(annealing(self.first, self.last, self.epochs), 1):
                 gates.delta, batch = delta, None
                 for batch in batches:
+                    gates.settle()
                     with autocast():
                         value = finite(loss(gated, batch), "a search of gates")
                     value = value + self.penalty(gates, prices)
@@ -92,9 +93,15 @@ class GateSearch:
                         "gates found no batch to be searched on: give a list or a loader, which "
                         "can be walked through more than once"
                     )
+                if not all(bool(torch.isfinite(s).all()) for s in leaves):
+                    raise DivergenceError(
+                        "gates became NaN or infinite: lower their learning rate or lam"
+                    )
+                if epoch == self.epochs:
+                    gates.decide()
+                else:
+                    gates.settle()
                 gates.remember()
-        if not all(bool(torch.isfinite(s).all()) for s in leaves):
-            raise DivergenceError("gates became NaN or infinite: lower their learning rate or lam")
 
     def penalty(self, gates: Gates, prices: Prices) -> Tensor:
         """`lam` times the sum of all gates, each at the price of its unit."""

@@ -82,6 +82,11 @@ class Tolerance:
 
     def check(self, gates: GatePruning) -> None:
         """Raise ConfigurationError for gates whose price cannot be raised."""
+        if gates.share is not None:
+            raise ConfigurationError(
+                f"gates are to keep a share of {gates.share:g}, and a pruning to a tolerance looks "
+                "for it: give one of both"
+            )
         if gates.lam == 0:
             raise ConfigurationError(
                 "lam is 0: a pruning to a tolerance raises and lowers it, so begin above 0"

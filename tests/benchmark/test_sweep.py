@@ -13,7 +13,8 @@ from firefly_cl.benchmark.records import Record, read_record
 from firefly_cl.benchmark.report import summaries
 from firefly_cl.benchmark.rounds import DATASETS
 from firefly_cl.benchmark.summary import PRUNING_COLUMNS
-from firefly_cl.benchmark.sweep import parse_lams, pruning_requests
+from firefly_cl.benchmark.sweep import Step, parse_steps, pruning_requests
+from firefly_cl.continual.plan import plan_of
 from firefly_cl.continual.recipe import Recipe
 from firefly_cl.zoo import BACKBONES
 
@@ -37,7 +38,7 @@ def record_of(out: Path, lam: str) -> Record:
 
 
 def test_prices_get_the_same_network_and_epochs() -> None:
-    requests = pruning_requests(COMMON, "digits", [1e-4, 1e-3], 2, "flops", 5)
+    requests = pruning_requests(COMMON, "digits", [Step(1e-4), Step(1e-3)], 2, "flops", 5)
     cells = [cells_of(request) for request in requests]
     assert [cell.options.pop("lam") for pair in cells for cell in pair] == ["0.0001"] * 2 + [  # type: ignore[attr-defined]
         "0.001"
@@ -53,7 +54,7 @@ def test_prices_get_the_same_network_and_epochs() -> None:
 
 @pytest.mark.parametrize("data", DATASETS)
 def test_every_dataset_has_a_network_to_prune(data: str) -> None:
-    (request,) = pruning_requests(COMMON, data, [1e-4], 1, "units", 10)
+    (request,) = pruning_requests(COMMON, data, [Step(1e-4)], 1, "units", 10)
     cell = cells_of(request)[0]
     assert cell.backbone in BACKBONES.names()
     assert Recipe().mixup == cell.recipe["mixup"] == 0
@@ -103,8 +104,34 @@ def test_what_is_pruned_is_not_pruned_again(
     assert "holds a run with options.gate_epochs '3', not '4'" in capsys.readouterr().err
 
 
-def test_prices_are_read_once_each() -> None:
-    assert parse_lams("1e-4, 0.0001,0,2e-3") == (1e-4, 0.0, 2e-3)
+def test_prices_and_shares_are_read_once_each() -> None:
+    assert parse_steps("1e-4, 0.0001,0,2e-3", None) == (Step(1e-4), Step(0.0), Step(2e-3))
+    assert parse_steps(None, "1,.5, 0.50") == (Step(1.0, True), Step(0.5, True))
+    assert parse_steps(None, None) == (Step(1e-4),)
+
+
+def test_shares_of_several_rounds_make_the_one_asked_for() -> None:
+    (request,) = pruning_requests(COMMON, "digits", [Step(0.25, True)], 2, "parameters", 5)
+    options = cells_of(request)[0].options
+    assert options["prune_keep"] == "0.25" and "lam" not in options
+    assert plan_of(options).gates.share == pytest.approx(0.5)
+
+
+def test_a_sweep_over_shares_ends_at_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares = ["--keep", "1,0.3", "--cost", "parameters", "--out", str(tmp_path)]
+    assert cli.execute(cli._parse([*COMMAND, *shares])) == 0
+    printed = capsys.readouterr().out
+    assert "keep 0.3" in printed and "keep 1" in printed
+    kept = {
+        share: read_record(tmp_path / f"keep-{share}" / "split-digits" / "firefly-seed0")
+        for share in ("1", "0.3")
+    }
+    whole = kept["1"].growth_events[0]["parameters_before"]
+    assert kept["1"].parameters == whole
+    unit = 91  # floats of the dearest
+    assert 0.3 * whole - 2 * unit < kept["0.3"].parameters <= 0.3 * whole
 
 
 @pytest.mark.parametrize(
@@ -114,6 +141,13 @@ def test_prices_are_read_once_each() -> None:
         (("--lam", "1e-4,much"), "--lam has 'much'"),
         (("--lam", "inf"), "--lam has 'inf'"),
         (("--lam", ""), "--lam is empty: give one or more prices of a unit"),
+        (("--keep", ""), "--keep is empty: give one or more shares"),
+        (("--keep", "0"), "--keep has '0': give shares of the network's cost above 0"),
+        (("--keep", "0.5,1.1"), "--keep has '1.1'"),
+        (("--keep", "half"), "--keep has 'half'"),
+        (("--keep", "0.5", "--lam", "1e-4"), "--keep finds the price itself: leave --lam out"),
+        (("--keep", "0.5", "--option", "prune-tolerance=0.01"), "give one --lam to begin at"),
+        (("--option", "prune-keep=0.1"), "--option prune_keep follows from --keep here"),
         (("--data", "cifar"), "choose from digits, cifar10, cifar100, folder"),
         (("--rounds", "0"), "--rounds is 0: give 1 or more"),
         (("--gate-epochs", "0"), "--gate-epochs is 0: give 1 or more"),

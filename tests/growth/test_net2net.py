@@ -115,7 +115,7 @@ def test_the_optimizer_follows_copies() -> None:
 def test_identity_layers_are_drawn_with_the_copies_and_train(name: str) -> None:
     net = two_tasks(name)
     places, spaces, units = deeper_places(net), len(net.growable_spaces()), net.units()
-    x, y = images(12), torch.arange(12) % 4
+    x, y = images(96), torch.arange(96) % 4
     before = answers(net, x)
     optimizer = train_steps(net, x, y, steps=0)
     growth = copied(net, 0.0, depths=2)

@@ -64,6 +64,9 @@ class GatePruning(GateSearch):
         do not change. Raises NothingToPrune, EditError for a frozen task, DivergenceError; `net`
         is as it was then.
         """
+        if self.share == 1:  # all of it: no search is needed
+            widths = {name: net.spaces[name].width(net.current) for name in prunable_spaces(net)}
+            return Pruning([], dict.fromkeys(widths, 0), widths, 0.0)
         return self.remove(net, self.search(net, batches, loss, autocast))
 
     def search(

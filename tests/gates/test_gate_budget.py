@@ -110,6 +110,12 @@ def test_what_stays_costs_the_share_and_little_less(share: float, cost: str) -> 
     assert all(bool(torch.isfinite(a).all()) for a in answers(net, x))
 
 
+def test_to_keep_all_takes_no_search() -> None:
+    net = net_of("mlp")
+    pruned = GatePruning(share=1.0).prune(net, [], cross_entropy)
+    assert not pruned.edits and pruned.kept == {n: 4 for n in prunable_spaces(net)}
+
+
 def test_equal_gates_are_not_torn_apart() -> None:
     """Units that nothing tells apart go or stay together: none is left undecided."""
     net = net_of("mlp", width=8)

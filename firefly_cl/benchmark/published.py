@@ -24,6 +24,7 @@ class Published:
 _CPG = "Hung et al. 2019, arXiv 1910.06562"
 _FIREFLY = "Wu et al. 2020, arXiv 2102.08574"
 _MODEL_ZOO = "Ramesh and Chaudhari 2022, arXiv 2106.03027"
+_API = "Liang and Li 2023, CVPR, Adaptive Plasticity Improvement for Continual Learning"
 _WSN = "Kang et al. 2022, ICML, Forget-free Continual Learning with Winning Subnetworks"
 
 PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
@@ -33,12 +34,21 @@ PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
         Published("individual VGG16", 78.8, _CPG),
         Published("fine-tuned VGG16", 78.6, _CPG),
         Published("PackNet, VGG16", 67.5, _CPG),
+        Published("WSN, LeNet", 61.8, _WSN),
+        Published("SupSup, LeNet", 61.7, _WSN),
+        Published("API, LeNet", 60.2, _API),
+        Published("GPM, LeNet", 57.7, _WSN),
     ),
     ("split-cifar100", 20): (
         Published("Model Zoo, with replay", 94.99, _MODEL_ZOO),
         Published("firefly, thin VGG16", 91.03, _FIREFLY),
         Published("CPG, VGG16", 90.75, _FIREFLY),
         Published("individual VGG16", 88.85, _FIREFLY),
+        Published("PNN, AlexNet", 82.3, _API),
+        Published("API, AlexNet", 81.4, _API),
+        Published("TRGP, AlexNet", 80.5, _API),
+        Published("GPM, AlexNet", 78.9, _API),
+        Published("EWC, AlexNet", 75.3, _API),
     ),
     ("split-cifar100", 10): (
         Published("multitask AlexNet", 79.8, _WSN),

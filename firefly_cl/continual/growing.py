@@ -25,7 +25,8 @@ from firefly_cl.continual.plan import COPYING, Plan, require_one_plan
 from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.schedule import Schedule
 from firefly_cl.continual.snapshot import State
-from firefly_cl.continual.training import ToldBatches, experience_seed, training_of
+from firefly_cl.continual.told_batches import ToldBatches
+from firefly_cl.continual.training import experience_seed, training_of
 from firefly_cl.errors import (
     BudgetTooSmall,
     ConfigurationError,

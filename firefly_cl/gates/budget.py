@@ -27,9 +27,8 @@ class BudgetedGates(Gates):
     """z = sigmoid(delta (s - b c)), with b such that the units behind open gates cost `share`.
 
     c: the price of a unit of each space, so that a dear one has to be better; below b = 0, where
-    units of no use have to stay, it divides. share: of what the newest task's own rows cost, each
-    unit counted by its gate. No price has to be known, and no layer is closed because all are too
-    dear.
+    units of no use have to stay, it divides, so that cheap ones stay first. share: of what the
+    newest task's own rows cost, each unit counted by its gate.
     """
 
     def __init__(

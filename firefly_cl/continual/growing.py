@@ -7,7 +7,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from firefly_cl.continual.distillation import Teacher
 from firefly_cl.continual.held_out import HeldOut, plain_batches
-from firefly_cl.continual.model import FireflyModel, require_images
+from firefly_cl.continual.model import require_images
 from firefly_cl.continual.nearest import probe_accuracies
 from firefly_cl.continual.observer import Observer
 from firefly_cl.continual.plan import COPYING, Plan, require_one_plan
-from firefly_cl.continual.precision import Precision
 from firefly_cl.continual.schedule import Schedule
 from firefly_cl.continual.snapshot import State
+from firefly_cl.continual.template import autocast_of, loss_of, model_of, train_only
 from firefly_cl.continual.told_batches import ToldBatches
 from firefly_cl.continual.training import experience_seed, training_of
 from firefly_cl.errors import (
@@ -34,10 +33,10 @@ from firefly_cl.errors import (
     NothingToPrune,
     NothingToSelect,
 )
-from firefly_cl.gates.pruning import Pruning
+from firefly_cl.gates.pruning import GatePruning, Pruning
 from firefly_cl.gates.selection import Selected
 from firefly_cl.growth.budget import LATENCY, Budget, own_cost
-from firefly_cl.growth.criterion import Autocast, Growth, Loss, criterion_of
+from firefly_cl.growth.criterion import Growth, criterion_of
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops
 from firefly_cl.network.laterals import add_lateral_head
@@ -94,7 +93,7 @@ class FireflyPlugin(SupervisedPlugin):
         """Hold out validation images where the benchmark has no validation stream."""
         require_images(strategy.experience)  # loaders stumble over none
         self._schedule, self._teacher = Schedule(), None
-        model = _model(strategy)
+        model = model_of(strategy)
         require_one_plan(model.plan, self.plan)
         model.total = self.budget
         self._limit = model.budget = self._share(strategy)
@@ -109,7 +108,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     def _nearest(self, strategy: Any) -> int | None:
         """The older task whose copies the new one begins with, where the plan leaves it to them."""
-        net = _model(strategy).net
+        net = model_of(strategy).net
         if self.plan.start != "nearest" or not any(task.frozen for task in net.tasks):
             return None
         found = probe_accuracies(net, plain_batches(strategy, strategy.adapted_dataset.eval()))
@@ -120,9 +119,9 @@ class FireflyPlugin(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Give the optimizer the newest task's parameters and nothing else."""
-        net = _model(strategy).net
+        net = model_of(strategy).net
         copied = net.current > 0 and self.plan.start in COPYING
-        _train_only(strategy.optimizer, net.trainable(), self.plan.copies_rate if copied else 1.0)
+        train_only(strategy.optimizer, net.trainable(), self.plan.copies_rate if copied else 1.0)
         training = training_of(strategy)  # which sets the strategy's epochs later than this
         epochs = strategy.train_epochs if training is None else training.recipe.epochs
         self._schedule = Schedule.of(self.plan, epochs, self._own(net))
@@ -139,7 +138,7 @@ class FireflyPlugin(SupervisedPlugin):
     def before_backward(self, strategy: Any, **kwargs: object) -> None:
         """Let what a pruned network was teach it, if so planned."""
         if self._teacher is not None:
-            taught = self._teacher.logits(strategy.mb_x, _autocast(strategy))
+            taught = self._teacher.logits(strategy.mb_x, autocast_of(strategy))
             strategy.loss = self.plan.distillation.loss(strategy.loss, strategy.mb_output, taught)
 
     def after_training_epoch(self, strategy: Any, **kwargs: object) -> None:
@@ -155,7 +154,7 @@ class FireflyPlugin(SupervisedPlugin):
 
     def _grow_or_stop(self, strategy: Any) -> None:
         started = time.perf_counter()
-        net, last = _model(strategy).net, self._schedule.last_loss
+        net, last = model_of(strategy).net, self._schedule.last_loss
         loss, accuracy = self.held_out.measure(net)
         if loss is not None and last is not None and last - loss < self.plan.patience * last:
             self._schedule.due = set()
@@ -203,14 +202,14 @@ class FireflyPlugin(SupervisedPlugin):
         """Let the head read features of older tasks, if so planned, and freeze the task."""
         if self.plan.lateral.weight:
             self._read_laterally(strategy)
-        _model(strategy).net.freeze()
+        model_of(strategy).net.freeze()
         self.held_out.clear()
         self._teacher = None
 
     def _read_laterally(self, strategy: Any) -> None:
         """Fit the newest task's lateral head on training images; none where the budget is spent."""
         started = time.perf_counter()
-        net = _model(strategy).net
+        net = model_of(strategy).net
         room = None if self._limit is None else self._limit - floats(net)
         batches = list(plain_batches(strategy, strategy.adapted_dataset.eval()))
         sources = self.plan.lateral.sources(net, batches, room)
@@ -231,7 +230,7 @@ class FireflyPlugin(SupervisedPlugin):
         """The schedule of growth, and what has been done; None where timings are made meanwhile."""
         if self.latency is not None:
             return None
-        net = _model(strategy).net
+        net = model_of(strategy).net
         tensors, taught = ({}, {}) if self._teacher is None else self._teacher.state()
         return tensors, {
             **taught,
@@ -247,7 +246,7 @@ class FireflyPlugin(SupervisedPlugin):
     def go_on(self, strategy: Any, state: State) -> None:
         """Take up what `within_task` told."""
         tensors, told = state
-        net = _model(strategy).net
+        net = model_of(strategy).net
         task = net.current
         self._teacher = Teacher.of(tensors, told, net) if "teacher" in told else None
         self.events = [event for event in self.events if event["task"] != task] + told["events"]
@@ -269,14 +268,14 @@ class FireflyPlugin(SupervisedPlugin):
         number = getattr(strategy.experience, "current_experience", None)
         tasks = self.n_tasks or (len(stream) if stream else 1)
         left = max(tasks - (number or 0), 1)
-        held = floats(_model(strategy).net)
+        held = floats(model_of(strategy).net)
         return held + max(self.budget - held, 0) // left
 
     # --- one growth step --------------------------------------------------------------------------
 
     def grow(self, strategy: Any) -> Growth | None:
         """One growth step of the newest task, on training images; None where nothing can grow."""
-        net = _model(strategy).net
+        net = model_of(strategy).net
         wanted = self._schedule.wanted(self.plan.growth)
         if self.plan.cost != LATENCY:
             wanted = int(wanted)
@@ -287,7 +286,7 @@ class FireflyPlugin(SupervisedPlugin):
         if amount <= 0 or amount < least or (room is not None and room < 1):
             return None
         batches = list(itertools.islice(iter(strategy.dataloader), 16))
-        loss, autocast = _loss(strategy), _autocast(strategy)
+        loss, autocast = loss_of(strategy), autocast_of(strategy)
 
         def mean_loss() -> float:
             with torch.no_grad(), evaluation(net), autocast():
@@ -314,14 +313,12 @@ class FireflyPlugin(SupervisedPlugin):
 
     def select(self, strategy: Any) -> None:
         """Let gates decide, on training images, which older units the newest task still reads."""
-        net, gates = _model(strategy).net, self.plan.selection
+        net, gates = model_of(strategy).net, self.plan.selection
+        batches = ToldBatches(strategy, "select", self._schedule.epoch)
 
         def chosen() -> tuple[Selected, dict[str, object]]:
-            batches = ToldBatches(strategy, "select", self._schedule.epoch)
-            found = gates.select(net, batches, _loss(strategy), _autocast(strategy))
-            kinds = {"deselect": sum(found.dropped.values())}
-            told = {"kinds": kinds, "dropped": found.dropped, "read": found.kept}
-            return found, {**told, "indecision": found.indecision}
+            found = gates.select(net, batches, loss_of(strategy), autocast_of(strategy))
+            return found, found.told()
 
         self._by_gates(strategy, "select", chosen)
 
@@ -331,32 +328,20 @@ class FireflyPlugin(SupervisedPlugin):
         Under a tolerance, validation images say how dear units may be. From the first removal on
         the network before it teaches what is left, if so planned.
         """
-        net, gates, tolerance = _model(strategy).net, self.plan.gates, self.plan.prune_tolerance
-        loss, autocast = _loss(strategy), _autocast(strategy)
+        net, gates, tolerance = model_of(strategy).net, self.plan.gates, self.plan.prune_tolerance
         batches = ToldBatches(strategy, "prune", self._schedule.epoch)
+        loss, autocast = loss_of(strategy), autocast_of(strategy)
 
         def accuracy(net: FireflyNet) -> float:
             return self.held_out.measure(net)[1] or 0.0
 
         def pruned() -> tuple[Pruning, dict[str, object]]:
-            sought: dict[str, object] = {}
-            if tolerance is None:
-                found = gates.prune(net, batches, loss, autocast)
-                if found.closed:
-                    by, cure = f"lam={gates.lam:g}", "lower lam"
-                    if gates.share is not None:
-                        by, cure = f"a share of {gates.share:g}", "keep more"
-                    warnings.warn(
-                        f"{by} closed all gates of {', '.join(found.closed)} in task "
-                        f"{net.current}, where one unit is left of each: {cure}",
-                        stacklevel=2,
-                    )
-            else:
+            if tolerance is not None:
                 chosen = tolerance.prune(net, gates, batches, loss, accuracy, autocast)
-                found, sought = chosen.pruning, chosen.told()
-            kinds = {"prune": sum(found.removed.values())}
-            told = {"kinds": kinds, "removed": found.removed, "kept": found.kept, **sought}
-            return found, {**told, "indecision": found.indecision}
+                return chosen.pruning, chosen.told()
+            found = gates.prune(net, batches, loss, autocast)
+            _warn_of_closed(found, gates, net.current)
+            return found, found.told()
 
         teacher = self._teacher
         if teacher is None and self.plan.distillation.weight:
@@ -375,7 +360,7 @@ class FireflyPlugin(SupervisedPlugin):
         Whether the network has changed.
         """
         started = time.perf_counter()
-        net = _model(strategy).net
+        net = model_of(strategy).net
         event, own = self._event(net, *self.held_out.measure(net)), self._own(net)
         try:
             found, told = act()
@@ -401,54 +386,18 @@ class FireflyPlugin(SupervisedPlugin):
 
     def _generator(self, strategy: Any) -> torch.Generator:
         seed = self.seed + self._schedule.epoch
-        seed = experience_seed(seed, _model(strategy).net.current)
+        seed = experience_seed(seed, model_of(strategy).net.current)
         return torch.Generator().manual_seed(seed)
 
 
-def _loss(strategy: Any) -> Loss:
-    """The strategy's criterion on one of its batches, whose images are as in training."""
-    training = training_of(strategy)
-
-    def loss(model: Any, batch: list[Tensor]) -> Tensor:
-        x, y = batch[0].to(strategy.device), batch[1].to(strategy.device)
-        if training is not None:
-            x = training.inputs(x)
-        value: Tensor = strategy._criterion(model(x).float(), y)
-        return value
-
-    return loss
-
-
-def _autocast(strategy: Any) -> Autocast:
-    """The precision of the recipe, where there is one."""
-    training = training_of(strategy)
-
-    def autocast() -> AbstractContextManager[Any]:
-        if training is None:
-            return nullcontext()
-        return Precision.of(training.recipe, strategy.device).forward(strategy.device)
-
-    return autocast
-
-
-def _model(strategy: Any) -> FireflyModel:
-    model = strategy.model
-    if not isinstance(model, FireflyModel):
-        raise ConfigurationError(
-            f"FireflyPlugin grows a FireflyModel, not a {type(model).__name__}: wrap the model "
-            "with FireflyModel.wrap(model, example_input, plan)"
+def _warn_of_closed(found: Pruning, gates: GatePruning, task: int) -> None:
+    """Say which spaces lost all their gates, and what to do about it."""
+    if found.closed:
+        by, cure = f"lam={gates.lam:g}", "lower lam"
+        if gates.share is not None:
+            by, cure = f"a share of {gates.share:g}", "keep more"
+        warnings.warn(
+            f"{by} closed all gates of {', '.join(found.closed)} in task {task}, where one unit is "
+            f"left of each: {cure}",
+            stacklevel=3,
         )
-    return model
-
-
-def _train_only(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], rate_scale: float
-) -> None:
-    """Leave `parameters` alone in the optimizer, in its first group, without old state.
-
-    rate_scale: factor on the rate of the schedule, which `TrainingPlugin` sets at each step.
-    """
-    for group in optimizer.param_groups[1:]:
-        group["params"] = []
-    optimizer.param_groups[0].update(params=parameters, rate_scale=rate_scale)
-    optimizer.state.clear()

@@ -36,6 +36,12 @@ class Pruning:
     history: Sequence[Tensor] = ()
     closed: Sequence[str] = ()
 
+    def told(self) -> dict[str, object]:
+        """What is told of it, as plain values."""
+        kinds = {"prune": sum(self.removed.values())}
+        told = {"kinds": kinds, "removed": self.removed, "kept": self.kept}
+        return {**told, "indecision": self.indecision}
+
 
 @dataclass(frozen=True)
 class GatePruning(GateSearch):

@@ -35,6 +35,12 @@ class Selected:
     indecision: float
     history: Sequence[Tensor] = ()
 
+    def told(self) -> dict[str, object]:
+        """What is told of it, as plain values."""
+        kinds = {"deselect": sum(self.dropped.values())}
+        told = {"kinds": kinds, "dropped": self.dropped, "read": self.kept}
+        return {**told, "indecision": self.indecision}
+
 
 @dataclass(frozen=True)
 class GateSelection(GateSearch):

@@ -50,9 +50,10 @@ class TolerantPruning:
     tries: list[Try]
 
     def told(self) -> dict[str, object]:
-        """Price, reference and tries as plain values."""
+        """What is told of the pruning, price, reference and tries as plain values."""
         tries = [asdict(attempt) for attempt in self.tries]
-        return {"lam": self.lam, "reference_accuracy": self.accuracy, "tries": tries}
+        sought = {"lam": self.lam, "reference_accuracy": self.accuracy, "tries": tries}
+        return {**self.pruning.told(), **sought}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from blank_pictures import blank_pictures
 from stopped_runs import interrupted, run
+from tune_fakes import Tune, tune_with_fakes
 
 from firefly_cl.benchmark.records import read_record
 from firefly_cl.continual.firefly import FireflyLearner
@@ -49,3 +50,9 @@ def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     interrupted(folder, FireflyLearner, "train", 3)
     return folder
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tune:
+    """`firefly-cl tune` with learners that take no time, in a folder of its own."""
+    return tune_with_fakes(monkeypatch, tmp_path)

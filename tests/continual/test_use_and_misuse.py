@@ -14,8 +14,8 @@ from growing_streams import PLAN, RECIPE, backbone, growing, stream_of
 from torch import nn
 
 from firefly_cl import FireflyModel, FireflyPlugin, FireflyStrategy, Plan
-from firefly_cl.errors import ConfigurationError, DataError, FileError, UnsupportedOperation
-from firefly_cl.network import FireflyNet, extract, save_net
+from firefly_cl.errors import ConfigurationError, DataError, FileError
+from firefly_cl.network import extract, save_net
 from firefly_cl.scenarios import SCENARIOS, ScenarioOptions
 
 STREAM = [((0, 1), 10), ((0, 1), 10), ((0, 1), 10)]
@@ -105,30 +105,3 @@ def test_a_plugin_that_distils_all_heads_works() -> None:
     for experience in benchmark.train_stream[:2]:
         strategy.train(experience, eval_streams=[])
     assert set(strategy.model(torch.zeros(3, 1, 8, 8))) == {0, 1}
-
-
-def test_what_a_layer_cannot_keep_is_told() -> None:
-    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
-    net[0].requires_grad_(False)
-    with pytest.warns(UserWarning, match=r"_0 did not train \(requires_grad=False\)"):
-        FireflyNet.from_module(net, torch.zeros(2, 6))
-    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
-    nn.utils.parametrizations.spectral_norm(net[0])
-    with pytest.raises(UnsupportedOperation, match=r"parametrized layer .*remove_parametrizations"):
-        FireflyNet.from_module(net, torch.zeros(2, 6))
-
-
-def test_an_extracted_module_converts_again() -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.head = nn.Linear(6, 4), nn.Linear(4, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.head(self.a(x).relu() / 0.5)
-            return logits
-
-    x = torch.randn(3, 6)
-    net = FireflyNet.from_module(Scaled(), x)
-    again = FireflyNet.from_module(extract(net, 0), x)
-    torch.testing.assert_close(again(x), net(x))

@@ -36,22 +36,23 @@ class Plan:
     that are not shared. start: what the units of those spaces are at first: "random", or copies of
     all those of the task before ("copies") or of that older task whose features tell the new
     classes apart best ("nearest", by `probe_accuracy` on training images), which train while the
-    originals stay frozen. copies_rate: a factor on the learning rate of tasks that begin with
-    copies; `TrainingPlugin` heeds it. growth: what one growth step adds, as a share of the task's
-    own (in the currency `cost`); a step makes up for what those before it left of their budget.
-    latency: file of the timings that the currency latency is read from and measured into ("": they
-    are kept in memory, and with the model). grow_at: shares of a task's epochs after which it
-    grows. restart: whether the learning-rate schedule begins anew then. patience: stop growing in a
-    task once the validation loss fell by less than this share of itself since the step before.
-    criterion, settings: which growth criterion, and its own, as values or text. select_at: shares
-    of a task's epochs after which `selection` decides which older units it goes on reading.
-    prune_at: shares after which `gates` remove some of its own units. `restart` counts for both
-    too. prune_tolerance: how far accuracy on validation images may fall by that; the price is then
-    searched for, beginning at that of `gates`. None: it is that.
-    distillation: how much a task's network before the first pruning teaches what is left of it.
-    lateral: how a trained task's head also reads, by a linear classifier, what all units of the
-    nearest older tasks compute, if it does. These are then computed for its answers too.
-    validation: held out of an experience that comes without a validation stream.
+    originals stay frozen; random units join them where they are fewer than `private` says.
+    copies_rate: a factor on the learning rate of tasks that begin with copies; `TrainingPlugin`
+    heeds it. growth: what one growth step adds, as a share of the task's own (in the currency
+    `cost`); a step makes up for what those before it left of their budget. latency: file of the
+    timings that the currency latency is read from and measured into ("": they are kept in memory,
+    and with the model). grow_at: shares of a task's epochs after which it grows. restart: whether
+    the learning-rate schedule begins anew then. patience: stop growing in a task once the
+    validation loss fell by less than this share of itself since the step before. criterion,
+    settings: which growth criterion, and its own, as values or text. select_at: shares of a task's
+    epochs after which `selection` decides which older units it goes on reading. prune_at: shares
+    after which `gates` remove some of its own units. `restart` counts for both too.
+    prune_tolerance: how far accuracy on validation images may fall by that; the price is then
+    searched for, beginning at that of `gates`. None: it is that. distillation: how much a task's
+    network before the first pruning teaches what is left of it. lateral: how a trained task's head
+    also reads, by a linear classifier, what all units of the nearest older tasks compute, if it
+    does. These are then computed for its answers too. validation: held out of an experience that
+    comes without a validation stream.
     """
 
     seed: float = 0.25
@@ -126,13 +127,12 @@ class Plan:
         shared = self._shared_spaces(net)
         widths = {}
         for name in growable:
-            if self.start in COPYING and name not in shared:
-                widths[name] = max(1, net.spaces[name].width(source))
-                continue
             share = self.seed if name in shared else self.private
             if any(node.size == finest for node in net.producers(name)):
                 share *= self.early
             widths[name] = max(1, round(share * net.spaces[name].width(0)))
+            if self.start in COPYING and name not in shared:
+                widths[name] = max(widths[name], net.spaces[name].width(source))
         return widths
 
     def reads(self, net: FireflyNet) -> dict[str, Tensor]:

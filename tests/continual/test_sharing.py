@@ -10,7 +10,7 @@ from firefly_cl.continual.plan import Plan
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.network import FireflyNet, extract, flops
 from firefly_cl.network.deeper import deeper_places
-from firefly_cl.network.edits import insert
+from firefly_cl.network.edits import insert, prune
 from firefly_cl.zoo import BACKBONES
 
 
@@ -99,3 +99,17 @@ def test_copies_start_the_spaces_that_are_not_shared() -> None:
     assert Plan().originals(net) == {}
     with pytest.raises(ConfigurationError, match="use random, copies or nearest"):
         Plan(start="copy")
+
+
+def test_new_units_join_copies_of_a_pruned_network() -> None:
+    plan = Plan(start="copies", shared=0.0, private=0.75, early=1.0)
+    net = grown(plan, tasks=2)
+    narrow, *rest = net.growable_spaces()
+    first = {name: widths[0] for name, widths in net.widths().items()}
+    prune(net, narrow, torch.arange(first[narrow]) < 2)
+    net.freeze()
+    widths = plan.seed_widths(net)
+    assert widths[narrow] == round(0.75 * first[narrow]) > 2
+    assert all(widths[name] == first[name] for name in rest)  # these are no fewer
+    net.begin_task(3, widths, plan.reads(net))
+    assert plan.originals(net)[narrow].tolist() == net.spaces[narrow].owned(1).tolist()

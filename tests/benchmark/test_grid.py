@@ -294,12 +294,13 @@ def test_individual_networks_are_trained_as_firefly_is():
     assert {found.scenario for found in cells} == {"superclass-20", "random-20", "random-10"}
     for scenario, seed in {(found.scenario, found.cell.seed) for found in cells}:
         here = [f for f in cells if (f.scenario, f.cell.seed) == (scenario, seed)]
-        firefly, pruned, individual, wide = (found.cell for found in here)
-        assert pruned == replace(firefly, options=pruned.options)
+        firefly, pruned, halved, individual, wide = (found.cell for found in here)
+        for cell in (pruned, halved):
+            assert cell == replace(firefly, options=cell.options)
         assert individual == replace(firefly, strategy="individual", options={})
         assert wide == replace(individual, width=wide.width)
         assert firefly.evaluate_on == "test" and firefly.validation == 0
-        for cell in (firefly, pruned):  # nothing is decided
+        for cell in (firefly, pruned, halved):  # nothing is decided
             assert cell.options["grow_at"] == "" and "prune_tolerance" not in cell.options
         sizes = [
             sum(p.numel() for p in BACKBONES.get(cell.backbone)(5, width=cell.width).parameters())

@@ -298,4 +298,9 @@ def plan_of(options: Mapping[str, str]) -> Plan:
     """
     settings = {k.removeprefix(SETTINGS): v for k, v in options.items() if k.startswith(SETTINGS)}
     rest = {k: v for k, v in options.items() if not k.startswith(SETTINGS)}
+    given = {name.replace("-", "_") for name, value in rest.items() if value.strip()}
+    if {"lam", "prune_keep"} <= given:
+        raise ConfigurationError(
+            "option prune-keep is in place of the price lam: leave lam out, or give prune-keep="
+        )
     return read_options(rest, Options).plan(settings)

@@ -131,6 +131,13 @@ def test_a_tolerance_needs_validation_images() -> None:
     assert all(torch.equal(strategy.net.state_dict()[key], before[key]) for key in before)
 
 
+def test_a_share_of_the_cost_stands_in_place_of_a_price() -> None:
+    with pytest.raises(ConfigurationError, match="leave lam out, or give prune-keep="):
+        plan_of({"prune-keep": "0.5", "lam": "1e-3", "prune_at": "0.5"})
+    plan = plan_of({"prune_keep": "", "lam": "1e-3", "prune_at": "0.5"})
+    assert plan.gates.share is None and plan.gates.lam == 1e-3
+
+
 def test_options_make_a_tolerance() -> None:
     assert plan_of({"prune_tolerance": ""}).prune_tolerance is None
     plan = plan_of({"prune-tolerance": "0.01", "prune-tries": "3", "prune-at": "0.5"})

@@ -20,7 +20,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from firefly_cl.continual import STRATEGIES
-from firefly_cl.continual.answer import answer
+from firefly_cl.continual.answer import answer_task
 from firefly_cl.continual.learner import SCHEMA, Setup
 from firefly_cl.continual.loading import Pixels
 from firefly_cl.continual.observer import Observer
@@ -31,6 +31,7 @@ from firefly_cl.continual.training import TrainingPlugin, experience_seed
 from firefly_cl.errors import FileError, Unreadable
 from firefly_cl.growth.latency import LatencyTable
 from firefly_cl.network import FireflyNet, floats, flops, load_net, save_net, stored_bytes
+from firefly_cl.network.cost import lateral_flops
 from firefly_cl.network.files import write_atomically
 from firefly_cl.network.modes import evaluation
 from firefly_cl.network.readings import Reading, readings
@@ -123,9 +124,9 @@ class FireflyLearner:
         """Answers (n, classes of the task), float32 on the CPU, to images (n, C, H, W) uint8."""
         start = time.perf_counter()
         scenario = self.setup.scenario
-        logits = answer(
+        logits = answer_task(
             self.net,
-            lambda x: self.net(x, task),
+            task,
             images,
             image_shape=scenario.image_shape,
             mean=scenario.mean,
@@ -148,8 +149,10 @@ class FireflyLearner:
         return stored_bytes(self.net)
 
     def flops(self, task: int) -> int:
-        """Operations of one image through the task's function, a multiply-add counted as 2."""
-        return flops(self.net, task) * len(self.setup.views)
+        """Operations of an answer to one image by its views, a multiply-add counted as 2."""
+        views, lateral = self.setup.views, lateral_flops(self.net, task)
+        own = flops(self.net, task) - lateral
+        return own * len(views) + lateral * views.unshifted
 
     def widths(self) -> dict[str, list[int]]:
         """Units by owner task of every growable space."""

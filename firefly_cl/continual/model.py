@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 
 from firefly_cl.continual.plan import Plan
 from firefly_cl.continual.training import experience_seed
+from firefly_cl.continual.views import Laterals
 from firefly_cl.errors import ConfigurationError, DataError, FileError
 from firefly_cl.network import FireflyNet, Selection, floats, task_floats
 from firefly_cl.network.files import load_net, net_of, save_net, structure_of
 from firefly_cl.network.inherit import inherit
+from firefly_cl.network.laterals import lateral_factor
 from firefly_cl.network.layers import GrowableLayer
 
 
@@ -128,6 +131,11 @@ class FireflyModel(MultiTaskModule):
         block = layer.block(self.net.current)
         assert block is not None
         return list(block.parameters()), block.from_old.shape[1] + block.from_own.shape[1]
+
+    @property
+    def laterals(self) -> Laterals | None:
+        """How often lateral heads count, for `Views.shares`; None where there are none."""
+        return partial(lateral_factor, self.net) if len(self.net.laterals) else None
 
     def structure(self) -> dict[str, Any]:
         """The network without its numbers, as JSON values."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from firefly_cl.continual.answer import answer
+from firefly_cl.continual.answer import answer_task
 from firefly_cl.continual.learner import Logits
 from firefly_cl.continual.views import Views
 from firefly_cl.errors import ConfigurationError, FileError
@@ -21,4 +21,4 @@ def load(folder: Path) -> Logits:
         views = Views(bool(extra.get("mirrored", False)), int(extra.get("shifted", 0)))
     except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise FileError(f"{folder / WEIGHTS} says nothing of its inputs: train again") from error
-    return lambda task, images: answer(net, lambda x: net(x, task), images, **inputs, views=views)
+    return lambda task, images: answer_task(net, task, images, **inputs, views=views)

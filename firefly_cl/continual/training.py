@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -253,12 +252,15 @@ class TrainingPlugin(SupervisedPlugin):
         if len(views) == 1 or inputs.dim() != 4:
             return
         pixels = pixels or Pixels.as_they_are(inputs.shape[1])
-        total = strategy.mb_output
-        for view in itertools.islice(
-            views.fit(inputs.shape[1:]).of(inputs, pixels.mean, pixels.std), 1, None
-        ):
-            strategy.mbatch[0] = view
-            total = total + strategy.forward()
+        every = views.fit(inputs.shape[1:]).of(inputs, pixels.mean, pixels.std)
+        laterals, total = getattr(strategy.model, "laterals", None), 0.0
+        if laterals is None:  # the image itself has been answered
+            total, _ = strategy.mb_output, next(every)
+        for counted, some in views.shares(every, laterals):
+            with counted:
+                for view in some:
+                    strategy.mbatch[0] = view
+                    total = total + strategy.forward()
         strategy.mbatch[0], strategy.mb_output = inputs, total / len(views)
 
     @property

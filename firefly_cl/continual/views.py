@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,16 @@ from torch import Tensor
 from firefly_cl.errors import ConfigurationError
 from firefly_cl.scenarios import normalise
 
+Laterals = Callable[[float], AbstractContextManager[None]]
+"""How often what a network's lateral head adds counts inside: `lateral_factor` of a network."""
+
 
 @dataclass(frozen=True)
 class Views:
     """An answer is the mean of the logits of all views; one view is the image as it is.
+
+    A lateral head is asked about the `unshifted` ones alone: it computes several older networks,
+    and was fitted on such views.
 
     mirrored: each view also mirrored left to right. shifted: beside the image stand its shifts by
     so many pixels along each axis and both diagonals, nine views in all, with black pixels where
@@ -31,7 +38,12 @@ class Views:
             raise ConfigurationError(f"shifted is {self.shifted}: give pixels, 0 or more")
 
     def __len__(self) -> int:
-        return (2 if self.mirrored else 1) * (9 if self.shifted else 1)
+        return self.unshifted * (9 if self.shifted else 1)
+
+    @property
+    def unshifted(self) -> int:
+        """How many views, the first ones, are not shifted."""
+        return 2 if self.mirrored else 1
 
     def fit(self, image_shape: Sequence[int]) -> Views:
         """These, if images (C, H, W) can be shifted so far; raises ConfigurationError."""
@@ -73,19 +85,36 @@ class Views:
         std: Sequence[float],
         most: int,
         layout: torch.memory_format = torch.contiguous_format,
+        laterals: Laterals | None = None,
     ) -> Tensor:
         """Mean logits (n, classes), float32, over the views of `inputs`, which are as for `of`.
 
         `forward` is asked about several views at once, as many as make a batch of at most `most`
-        images, in the memory layout `layout`.
+        images, in the memory layout `layout`. laterals: of the network, where it has a lateral head
+        for these logits.
         """
-        n, views = len(inputs), self.of(inputs, mean, std)
+        n, at_once = len(inputs), max(1, most // max(len(inputs), 1))
         sums: list[Tensor] = []
-        while some := list(itertools.islice(views, max(1, most // max(n, 1)))):
-            batch = torch.cat(some) if len(some) > 1 else some[0]
-            logits = forward(batch.contiguous(memory_format=layout)).float()
-            sums.append(logits.reshape(len(some), n, *logits.shape[1:]).sum(0))
+        for counted, views in self.shares(self.of(inputs, mean, std), laterals):
+            with counted:
+                while some := list(itertools.islice(views, at_once)):
+                    batch = torch.cat(some) if len(some) > 1 else some[0]
+                    logits = forward(batch.contiguous(memory_format=layout)).float()
+                    sums.append(logits.reshape(len(some), n, *logits.shape[1:]).sum(0))
         return torch.stack(sums).sum(0) / len(self)
+
+    def shares(
+        self, views: Iterator[Tensor], laterals: Laterals | None
+    ) -> Iterator[tuple[AbstractContextManager[None], Iterator[Tensor]]]:
+        """`views`, as `of` gives them, in parts, each with the context to ask about them in.
+
+        Then the mean of what is answered has the mean of the lateral head over unshifted views.
+        """
+        if laterals is None:
+            yield nullcontext(), views
+        else:
+            yield laterals(len(self) / self.unshifted), itertools.islice(views, self.unshifted)
+            yield laterals(0.0), views
 
     def _shifts(self) -> list[tuple[int, int]]:
         ends = (0, self.shifted, 2 * self.shifted)

@@ -62,11 +62,17 @@ def flops(net: FireflyNet, task: int | None = None) -> int:
     Older tasks whose features a lateral head reads are counted whole, each by itself.
     """
     task = net.check_task(task)
-    total, lateral = _task_flops(net, task), net.lateral(task)
-    if lateral is not None:
-        for weight in lateral.weights.values():
-            total += 2 * weight.numel()
-        total += sum(_task_flops(net, source) for source in lateral.sources)
+    return _task_flops(net, task) + lateral_flops(net, task)
+
+
+def lateral_flops(net: FireflyNet, task: int) -> int:
+    """The part of `flops` that a task's lateral head takes, with the features that it reads."""
+    lateral = net.lateral(task)
+    if lateral is None:
+        return 0
+    total = sum(_task_flops(net, source) for source in lateral.sources)
+    for weight in lateral.weights.values():
+        total += 2 * weight.numel()
     return total
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,6 +65,16 @@ def add_lateral_head(net: FireflyNet, weights: Mapping[int, Tensor], bias: Tenso
                 "each class, a column for each feature"
             )
     net.laterals[str(task)] = LateralHead(weights, bias)
+
+
+@contextmanager
+def lateral_factor(net: FireflyNet, factor: float) -> Iterator[None]:
+    """Inside, what lateral heads add counts `factor` times; at 0 they are not computed."""
+    before, net.lateral_factor = net.lateral_factor, factor
+    try:
+        yield
+    finally:
+        net.lateral_factor = before
 
 
 def tapped(net: FireflyNet) -> list[Node]:

@@ -55,6 +55,7 @@ class FireflyNet(nn.Module):
         self.tasks: list[Task] = []
         self.layers = nn.ModuleDict()
         self.laterals = nn.ModuleDict()
+        self.lateral_factor = 1.0
         self._plans: dict[int, Plan] = {}
         self._kept: set[int] = set()
         self.refresh()
@@ -223,7 +224,9 @@ class FireflyNet(nn.Module):
         lateral = self.lateral(task)
         self._kept = {task, *(lateral.sources if lateral is not None else ())}
         logits = Execution(self, task).run(x)
-        return logits if lateral is None else logits + lateral.logits(self, x)
+        if lateral is None or not self.lateral_factor:
+            return logits
+        return logits + self.lateral_factor * lateral.logits(self, x)
 
     def lateral(self, task: int) -> LateralHead | None:
         """What a task reads of older tasks' features, if it does."""

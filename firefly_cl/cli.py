@@ -309,11 +309,11 @@ def _report(command: Report) -> int:
 
     if not command.runs:
         raise ConfigurationError("no run named: give one or more run folders, for example runs")
-    names: dict[str, str] = {}
+    rows: list[tuple[str, dict[str, Any]]] = []
     if command.grid is not None:
-        from firefly_cl.benchmark.grid import read_grid, row_names
+        from firefly_cl.benchmark.grid import grid_rows, read_grid
 
-        names = row_names(read_grid(command.grid).cells())
+        rows = grid_rows(read_grid(command.grid).cells())
     records = [read_record(path) for path in find_records(command.runs)]
     finished = [record for record in records if record.finished]
     if len(finished) < len(records):
@@ -321,7 +321,7 @@ def _report(command: Report) -> int:
         print(f"left out {left_out} unfinished of {len(records)} runs", file=sys.stderr)
     if not finished:
         raise ConfigurationError("no run is finished: let `firefly-cl run` end first")
-    groups = summaries(finished, names)
+    groups = summaries(finished, rows)
     print_tables(groups)
     written: list[Path] = []
     if command.markdown is not None:
@@ -336,8 +336,8 @@ def _report(command: Report) -> int:
     for path in written:
         print(f"wrote {path}")
     if command.json:
-        rows = [row for group in groups for row in group.as_json()]
-        print(json.dumps({"written": [str(path) for path in written], "rows": rows}))
+        told = [row for group in groups for row in group.as_json()]
+        print(json.dumps({"written": [str(path) for path in written], "rows": told}))
     return 0
 
 

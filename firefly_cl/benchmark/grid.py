@@ -100,9 +100,10 @@ class Grid:
         return list(found.values())
 
 
-def row_names(cells: Sequence[GridCell]) -> dict[str, str]:
-    """What a grid calls the rows of a report, by their `row_digest`."""
-    return {row_digest(found.cell.as_json()): found.strategy for found in cells}
+def grid_rows(cells: Sequence[GridCell]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a report that a grid names: what each is called, and a configuration of it."""
+    found = {row_digest(told := each.cell.as_json()): (each.strategy, told) for each in cells}
+    return list(found.values())
 
 
 def read_grid(path: Path) -> Grid:

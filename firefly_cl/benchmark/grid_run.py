@@ -16,7 +16,7 @@ from rich.text import Text
 
 from firefly_cl.benchmark.executors import Executor, Job
 from firefly_cl.benchmark.folders import check_writable, discard
-from firefly_cl.benchmark.grid import read_grid, row_names
+from firefly_cl.benchmark.grid import grid_rows, read_grid
 from firefly_cl.benchmark.grid_display import GridDisplay
 from firefly_cl.benchmark.part import part_of
 from firefly_cl.benchmark.placement import executor_of
@@ -151,10 +151,10 @@ def _print_standings(found: Sequence[Standing]) -> None:
 def _print_results(found: Sequence[Standing]) -> None:
     from firefly_cl.benchmark.report import print_tables, summaries
 
-    names = row_names([standing.grid_cell for standing in found])
+    rows = grid_rows([standing.grid_cell for standing in found])
     finished = [standing.record for standing in found if standing.record and standing.finished]
     if finished:
-        print_tables(summaries(finished, names))
+        print_tables(summaries(finished, rows))
     for standing in found:
         if not standing.finished:
             print(f"error: {standing.folder}: {standing.error}", file=sys.stderr)

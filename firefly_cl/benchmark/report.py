@@ -159,11 +159,12 @@ def _only(record: Record, told: str) -> bool:
 
 
 def summaries(
-    records: Sequence[Record], names: Mapping[str, str] | None = None
+    records: Sequence[Record], rows: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> list[ScenarioSummary]:
     """Group finished records by scenario and cut, then by strategy and configuration.
 
-    names: what to call rows, by their `row_digest`; others are called by their strategies. Growth
+    rows: those of a grid, what each is called and a configuration of it; others are called by their
+    strategies, and by settings in which they differ from a row of that name. Growth
     on one task is a group of its own for each backbone, where nothing else is compared.
     Raises FileError for records of one stream that were made on different images.
     """
@@ -196,7 +197,7 @@ def summaries(
         if "evaluate_on" in configuration:
             title += f", {configuration['evaluate_on']} images"
         scenario = str(configuration["scenario"])
-        result.append(ScenarioSummary(scenario, name, title, _by_strategy(group, names or {})))
+        result.append(ScenarioSummary(scenario, name, title, _by_strategy(group, rows)))
     return result
 
 
@@ -216,8 +217,11 @@ def _grouped(records: Sequence[Record], key: Callable[[Record], str]) -> dict[st
 
 
 def _cut(record: Record) -> str:
-    settings = [record.configuration.get(name) for name in _SCENARIO_SETTINGS]
-    return json.dumps([*settings, len(record.tasks)])
+    return json.dumps([*_stream(record.configuration), len(record.tasks)])
+
+
+def _stream(configuration: Mapping[str, Any]) -> list[Any]:
+    return [configuration.get(name) for name in _SCENARIO_SETTINGS]
 
 
 def _check_data(group: Sequence[Record]) -> None:
@@ -233,20 +237,22 @@ def _check_data(group: Sequence[Record]) -> None:
             )
 
 
-def _by_strategy(records: Sequence[Record], names: Mapping[str, str]) -> list[Summary]:
-    rows = _grouped(records, lambda record: row_digest(record.configuration))
+def _by_strategy(
+    records: Sequence[Record], rows: Sequence[tuple[str, Mapping[str, Any]]]
+) -> list[Summary]:
+    groups = _grouped(records, lambda record: row_digest(record.configuration))
+    names = {row_digest(configuration): name for name, configuration in rows}
     called = {
-        key: names.get(key, group[0].configuration["strategy"]) for key, group in rows.items()
+        key: names.get(key, group[0].configuration["strategy"]) for key, group in groups.items()
     }
     found = []
-    for key, group in rows.items():
-        rivals = [rows[other][0] for other, name in called.items() if name == called[key]]
-        label = label_among(
-            group[0].configuration,
-            [rival.configuration for rival in rivals],
-            _told_by(group[0]),
-            names.get(key),
-        )
+    for key, group in groups.items():
+        mine = group[0].configuration
+        same = [other for other, name in called.items() if name == called[key]]
+        rivals = [groups[other][0].configuration for other in same]
+        if key not in names:
+            rivals += [c for name, c in rows if name == called[key] and _stream(c) == _stream(mine)]
+        label = label_among(mine, rivals, _told_by(group[0]), names.get(key))
         group.sort(key=lambda record: record.seed)
         found.append(Summary(label, _one_of_each_seed(group)))
     found.sort(key=lambda summary: (-summary.mean("average_accuracy"), summary.label))

@@ -169,13 +169,13 @@ def test_rows_are_called_by_names_of_their_own():
         record(**changes) for changes in ({}, {"width": 0.5}, {"options": {"criterion": "uniform"}})
     )
     wide = record("naive", width=2.0)
-    names = {row_digest(each.configuration): "base" for each in (plain, small)}
-    names |= {row_digest(criterion.configuration): "no-gradients"}
-    (group,) = summaries([plain, small, criterion, wide], names)
+    rows = [("base", each.configuration) for each in (plain, small)]
+    rows += [("no-gradients", criterion.configuration), ("naive", record("naive").configuration)]
+    (group,) = summaries([plain, small, criterion, wide], rows)
     assert sorted(summary.label for summary in group.summaries) == [
         "base (width=0.5)",
         "base (width=1.0)",
-        "naive",
+        "naive (width=2.0)",  # which the row of that name has not
         "no-gradients",
     ]
     other_seed = {**plain.configuration, "seed": 7}
@@ -198,13 +198,13 @@ def test_labels_are_broken_between_words(label: str, width: int, lines: list[str
 
 
 def test_long_labels_are_printed_whole():
-    names = {
-        row_digest(record(width=width).configuration): name
+    rows = [
+        (name, record(width=width).configuration)
         for width, name in ((0.5, "growth-firefly"), (0.25, "[bold]no-mixing"))
-    }
+    ]
     given = [record(width=width) for width in (1.0, 0.5, 0.25)]
     stream = io.StringIO()
-    print_tables(summaries(given, names), Console(file=stream, width=80))
+    print_tables(summaries(given, rows), Console(file=stream, width=80))
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     words = [line.split()[0] for line in lines if line.strip()]

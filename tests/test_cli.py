@@ -148,6 +148,7 @@ def test_list_tells_what_presets_set(capsys: pytest.CaptureFixture[str]):
     assert found["cifar"]["network"] == {"backbone": "resnet9", "width": 0.225}
     assert found["cifar"]["recipe"]["augmentation.jitter"] == 0.3
     assert found["cifar"]["firefly"]["start"] == "copies"
+    assert found["cifar"]["firefly"]["prune_keep"] == "0.5"
     assert found["thin-mlp"]["network"] == {"backbone": "mlp", "constant_width": 4}
     assert found["thin-mlp"]["default"] == {"grow": ["split-digits"]}
     text = " ".join(" ".join(lines).split())

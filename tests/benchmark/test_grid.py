@@ -284,9 +284,17 @@ def test_ablations_read_no_test_image_and_none_is_like_another():
     assert {found.cell.seed for found in cells} == {0, 1, 2}
     rows = {found.strategy: found.cell for found in cells}
     shared = {f.strategy: f.cell for f in read_grid(GRIDS / "accuracy.toml").cells()}
-    for name in ("halved", "individual", "individual-half"):
+    for name in ("copies", "individual", "individual-half"):
         assert rows[name].options == shared[name].options
         assert rows[name].width == shared[name].width
+    assert rows["halved"].options == shared["firefly"].options
+
+
+def test_firefly_of_the_accuracy_grid_is_the_preset_that_ships():
+    for strategy in ("firefly", "individual"):
+        (shipped,) = cells_of(Request("split-cifar100", (strategy,), (0,), validation=0.0))
+        cells = read_grid(GRIDS / "accuracy.toml").cells()
+        assert shipped in [found.cell for found in cells if found.strategy == strategy]
 
 
 def test_individual_networks_are_trained_as_firefly_is():
@@ -296,12 +304,12 @@ def test_individual_networks_are_trained_as_firefly_is():
     assert {found.scenario for found in cells} == {"superclass-20", "random-20", "random-10"}
     for scenario, seed in {(found.scenario, found.cell.seed) for found in cells}:
         here = [f for f in cells if (f.scenario, f.cell.seed) == (scenario, seed)]
-        firefly, halved, individual, half = (found.cell for found in here)
-        assert halved == replace(firefly, options=halved.options)
+        firefly, copies, individual, half = (found.cell for found in here)
+        assert copies == replace(firefly, options=copies.options)
         assert individual == replace(firefly, strategy="individual", options={})
         assert half == replace(individual, width=half.width)
         assert firefly.evaluate_on == "test" and firefly.validation == 0
-        for cell in (firefly, halved):  # nothing is decided
+        for cell in (firefly, copies):  # nothing is decided
             assert cell.options["grow_at"] == "" and "prune_tolerance" not in cell.options
         sizes = [
             sum(p.numel() for p in BACKBONES.get(cell.backbone)(5, width=cell.width).parameters())

@@ -17,7 +17,8 @@ from firefly_cl.network.layers import GrowableLayer
 STREAM = [((0, 1), 24), ((0, 1, 2), 24)]
 ALL = (
     *("start=copies", "shared=0.5", "seed=1", "growth=1", "patience=-10", "grow-at=0.4"),
-    *("select-at=0.2", "select-lam=0.01", "prune-at=0.8", "lam=0.01", "gate-epochs=2"),
+    *("select-at=0.2", "select-lam=0.01", "prune-at=0.8", "prune-keep=", "lam=0.01"),
+    "gate-epochs=2",
 )
 TOLD = {"grow": "predicted_decrease", "select": "dropped", "prune": "removed"}
 """What the events of each phase, and of no other, tell."""

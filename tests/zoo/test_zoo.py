@@ -118,6 +118,7 @@ def test_a_layer_before_a_norm_has_no_bias_and_no_relu_is_in_place(name):
         ("pyramid9", 9),
         ("mobilenetv1", 28),
         ("alexnet", 6),
+        ("alexnet-bn", 6),
     ],
 )
 def test_depth_in_layers(name, depth):
@@ -148,7 +149,8 @@ def test_resnet18_has_18_layers_besides_the_three_projections():
     "name, parameters",
     # vgg16: torchvision's vgg16_bn().features without the 4,224 biases that its norms make idle,
     # and a head of 512x10 + 10; resnet18: torchvision's with 10 classes, its 7x7 stem made 3x3;
-    # alexnet: 4x4, 3x3 and 2x2 kernels, a map of 2x2 pixels, biases everywhere.
+    # alexnet: 4x4, 3x3 and 2x2 kernels, a map of 2x2 pixels, biases everywhere; alexnet-bn: norms
+    # of two numbers a unit in their place.
     [
         ("vgg16", 14_723_136 - 4_224 + 5_130),
         ("resnet18", 11_181_642 - 3 * 64 * (49 - 9)),
@@ -156,6 +158,13 @@ def test_resnet18_has_18_layers_besides_the_three_projections():
             "alexnet",
             (3 * 64 * 16 + 64 * 128 * 9 + 128 * 256 * 4 + 64 + 128 + 256)
             + (256 * 4 * 2048 + 2048 * 2048 + 2 * 2048)
+            + (2048 * 10 + 10),
+        ),
+        (
+            "alexnet-bn",
+            (3 * 64 * 16 + 64 * 128 * 9 + 128 * 256 * 4)
+            + (256 * 4 * 2048 + 2048 * 2048)
+            + 2 * (64 + 128 + 256 + 2 * 2048)
             + (2048 * 10 + 10),
         ),
     ],

@@ -327,11 +327,28 @@ def test_the_class_incremental_grid_trains_a_single_head_where_there_is_one():
         assert cell.options.get("mem_size", "100") == "100"
 
 
+def test_the_grid_of_the_literature_shares_network_and_recipe():
+    cells = [found.cell for found in read_grid(GRIDS / "literature.toml").cells()]
+    assert {cell.seed for cell in cells} == {0, 1, 2}
+    assert {(cell.scenario, cell.split_into) for cell in cells} == {("split-cifar100", 10)}
+    same = [replace(cell, strategy="naive", seed=0, options={}, width=1.0) for cell in cells]
+    assert len({cell.digest() for cell in same}) == 1
+    sizes = {
+        cell.strategy: sum(
+            p.numel() for p in BACKBONES.get(cell.backbone)(10, width=cell.width).parameters()
+        )
+        for cell in cells
+    }
+    assert sizes["individual"] * 10 == pytest.approx(sizes["ewc-online"], rel=0.05)
+    assert sizes["firefly"] * 10 / 2 == pytest.approx(sizes["ewc-online"], rel=0.05)
+
+
 def test_every_grid_that_is_shipped_is_tested():
     assert {path.name for path in GRIDS.glob("*.toml")} == {
         "accuracy.toml",
         "ablations.toml",
         "class_incremental_digits.toml",
+        "literature.toml",
         *(path.name for path in SHIPPED),
     }
 

@@ -26,6 +26,7 @@ _FIREFLY = "Wu et al. 2020, arXiv 2102.08574"
 _MODEL_ZOO = "Ramesh and Chaudhari 2022, arXiv 2106.03027"
 _API = "Liang and Li 2023, CVPR, Adaptive Plasticity Improvement for Continual Learning"
 _WSN = "Kang et al. 2022, ICML, Forget-free Continual Learning with Winning Subnetworks"
+_VAN_DE_VEN = "van de Ven et al. 2022, Nature Machine Intelligence 4, table 3"
 
 PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
     ("split-cifar100-superclass", 20): (
@@ -52,7 +53,9 @@ PUBLISHED: Mapping[tuple[str, int], tuple[Published, ...]] = {
     ),
     ("split-cifar100", 10): (
         Published("multitask AlexNet", 79.8, _WSN),
+        Published("replay, pretrained convolutions", 76.43, _VAN_DE_VEN),
         Published("WSN, AlexNet", 76.4, _WSN),
+        Published("EWC, pretrained convolutions", 76.34, _VAN_DE_VEN),
         Published("GPM, AlexNet", 73.2, _WSN),
         Published("PackNet, AlexNet", 72.4, _WSN),
         Published("EWC, AlexNet", 68.8, _WSN),

@@ -1,8 +1,9 @@
-"""Online elastic weight consolidation: one decaying spring per weight, centred on the last task.
+"""Online elastic weight consolidation: one spring per weight, centred on the last task.
 
 Paper: Schwarz et al. 2018, "Progress & Compress", arXiv 1805.06370, section 2.2 (without its
 knowledge base). Importances as in `ewc`; after a task the older ones count `decay_factor` of what
-they did.
+they did. Or they are averaged over the tasks, as the EWC of Serra et al. 2018, arXiv 1801.01423,
+has them in its code, which later papers compare with.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from firefly_cl.search_space import Range, searched
 class OnlineEwcOptions(EwcOptions):
     """As EWC's, and what is left of older importances after each task.
 
-    0.9 is a decay as the paper asks for (below 1); it has not been searched for.
+    0.9 is a decay as the paper asks for (below 1); it has not been searched for. average:
+    importances are the mean over the tasks so far, and nothing decays, so that springs do not
+    stiffen from task to task.
     """
 
     decay_factor: float = searched(0.9, Range(0.5, 1.0))
+    average: bool = False
 
     def __post_init__(self) -> None:
         """Check both."""
@@ -38,21 +42,30 @@ class OnlineEwcOptions(EwcOptions):
 
 
 class OnlinePlugin(ConsolidationPlugin):
-    """Adds lambda * sum_i F*_i (w_i - w_i')^2 with F* = decay F* + F and w' of the last task."""
+    """Adds lambda * sum_i F*_i (w_i - w_i')^2 with w' of the last task.
 
-    def __init__(self, springs: Springs, pixels: Pixels, decay_factor: float) -> None:
+    F* = decay F* + F, or, where `decay_factor` is None, the mean of F over the tasks.
+    """
+
+    def __init__(self, springs: Springs, pixels: Pixels, decay_factor: float | None) -> None:
         super().__init__(springs, pixels)
         self.decay_factor = decay_factor
 
     def after_training_exp(self, strategy: Any, **kwargs: object) -> None:
         """Measure the importances on the task just learnt and move the springs' centres here."""
-        self.springs.replace(self.importances_of(strategy), strategy.model, self.decay_factor)
+        importances, kept = self.importances_of(strategy), self.decay_factor
+        if kept is None:
+            tasks = strategy.experience.current_experience + 1
+            importances = {name: values / tasks for name, values in importances.items()}
+            kept = (tasks - 1) / tasks
+        self.springs.replace(importances, strategy.model, kept)
 
 
 @STRATEGIES.register("ewc-online", options=OnlineEwcOptions)
 def ewc_online(setup: Setup) -> ResumableLearner:
-    """Online EWC; options ewc_lambda, decay_factor and norm."""
+    """Online EWC; options ewc_lambda, decay_factor, average and norm."""
     options = read_options(setup.options, OnlineEwcOptions)
     springs = Springs(options.ewc_lambda, setup.recipe.learning_rate, setup.device)
-    plugin = OnlinePlugin(springs, pixels_of(setup), options.decay_factor)
+    decay_factor = None if options.average else options.decay_factor
+    plugin = OnlinePlugin(springs, pixels_of(setup), decay_factor)
     return ResumableLearner(setup, [plugin], springs, norm=options.norm)

@@ -12,6 +12,7 @@ from avalanche.training.plugins import EWCPlugin, MASPlugin
 from avalanche.training.utils import ParamData, copy_params_dict
 from torch import nn
 
+from firefly_cl.baselines.ewc_online import OnlinePlugin
 from firefly_cl.baselines.mas import SensitivityPlugin
 from firefly_cl.baselines.multihead import MultiHead, blueprint_of, pixels_of
 from firefly_cl.baselines.si import PathPlugin
@@ -116,6 +117,25 @@ def test_mas_holds_the_first_task_as_long_as_the_last(
         apart.append(alone.stiffness)
     for name, stiffness in springs.stiffness.items():
         torch.testing.assert_close(stiffness, apart[0][name] + apart[1][name])
+    assert sum(float(values.sum()) for values in apart[0].values()) > 0
+
+
+def test_averaged_springs_are_the_mean_of_the_tasks_and_centred_on_the_last(
+    digits: Scenario, setup_for: Callable[..., Setup]
+) -> None:
+    setup = setup_for(digits, options={"average": "true"})
+    learner = STRATEGIES.get("ewc-online")(setup)
+    (plugin,) = (p for p in learner.strategy.plugins if isinstance(p, OnlinePlugin))
+    model, apart = two_heads(setup), []
+    for task in range(2):
+        disturb(model, task)
+        alone = Springs(1.0)
+        measured(OnlinePlugin(alone, pixels_of(setup), 1.0), model, digits, task)
+        measured(plugin, model, digits, task)
+        apart.append(alone.stiffness)
+    for name, stiffness in plugin.springs.stiffness.items():
+        torch.testing.assert_close(stiffness, (apart[0][name] + apart[1][name]) / 2)
+        assert torch.equal(plugin.springs.centre[name], model.get_parameter(name))
     assert sum(float(values.sum()) for values in apart[0].values()) > 0
 
 

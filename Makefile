@@ -41,6 +41,9 @@ report: $(VENV)/.installed
 	$(if $(wildcard benchmarks/baselines),\
 		$(BIN)/firefly-cl report benchmarks/baselines --markdown docs/baselines.md \
 		--grid benchmarks/split_cifar100.toml)
+	$(if $(wildcard benchmarks/literature),\
+		$(BIN)/firefly-cl report benchmarks/literature --markdown docs/literature.md \
+		--grid benchmarks/literature.toml)
 	$(if $(wildcard benchmarks/pruning),\
 		$(BIN)/firefly-cl report benchmarks/pruning --markdown docs/pruning.md)
 	$(if $(wildcard benchmarks/ablations),\

@@ -44,6 +44,7 @@ def test_the_example_learns_and_forgets_nothing(
     [
         ("benchmarks/records benchmarks/accuracy", "README.md", "benchmarks/accuracy.toml"),
         ("benchmarks/baselines", "docs/baselines.md", "benchmarks/split_cifar100.toml"),
+        ("benchmarks/literature", "docs/literature.md", "benchmarks/literature.toml"),
         ("benchmarks/records/growth", "docs/growth.md", None),
         ("benchmarks/class_incremental", "docs/benchmark.md", None),
         ("benchmarks/ablations", "docs/ablations.md", "benchmarks/ablations.toml"),

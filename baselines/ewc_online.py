@@ -2,8 +2,8 @@
 
 Paper: Schwarz et al. 2018, "Progress & Compress", arXiv 1805.06370, section 2.2 (without its
 knowledge base). Importances as in `ewc`; after a task the older ones count `decay_factor` of what
-they did. Or they are averaged over the tasks, as the EWC of Serra et al. 2018, arXiv 1801.01423,
-has them in its code, which later papers compare with.
+they did. Or they are averaged over the tasks, as in the code of the EWC that Serra et al. 2018,
+arXiv 1801.01423, compare with.
 """
 
 from __future__ import annotations

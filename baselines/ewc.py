@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
@@ -73,7 +74,7 @@ class ConsolidationPlugin(Steady, SupervisedPlugin):
     def importances_of(self, strategy: Any) -> dict[str, Tensor]:
         """Mean squares of images' gradients of the plain loss on the task just learnt, by name."""
         images = images_of(strategy.experience.dataset)
-        return mean_over_images(strategy.model, images, self.pixels, F.cross_entropy, Tensor.square)
+        return mean_over_images(strategy.model, images, self.pixels, F.cross_entropy, torch.square)
 
 
 @STRATEGIES.register("ewc", options=EwcOptions)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class SensitivityPlugin(Steady, SupervisedPlugin):
             images,
             self.pixels,
             lambda logits, _: logits.square().sum(),
-            Tensor.abs,
+            torch.abs,
         )
 
 

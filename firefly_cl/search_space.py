@@ -53,6 +53,13 @@ class Range:
         rounded = int(value) if self.whole else float(f"{value:.{_DIGITS}g}")
         return min(max(rounded, self.low), self.high)
 
+    def at(self, share: float) -> float:
+        """The number, of three digits, with a share from 0 to 1 of the range below it."""
+        end = self.high + self.whole
+        if self.log:
+            return self.nearest(self.low * (end / self.low) ** share)
+        return self.nearest(self.low + share * (end - self.low))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -68,6 +75,10 @@ class Choice:
     def holds(self, value: Value) -> bool:
         """Whether `value` is one of them."""
         return value in self.values
+
+    def at(self, share: float) -> Value:
+        """The value at a share from 0 to 1 of the list."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
 
 
 Domain = Range | Choice

@@ -57,6 +57,27 @@ def test_a_proposal_is_drawn_from_the_trials_before_it_alone() -> None:
     assert propose(SPACE, trials[:3], 0) == trials[3].settings
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_trials_are_spread_over_the_space(seed: int) -> None:
+    first = [made.settings for made in search(near, 9, seed)[1:]]
+    shares = [(math.log10(float(settings["rate"])) + 3) / 3 for settings in first]
+    for count in (4, 8):
+        for place, share in enumerate(sorted(shares[:count])):
+            assert share == pytest.approx((place + 0.5) / count, abs=0.5 / count + 1e-3)  # rounded
+    assert {settings["steps"] for settings in first} == set(range(1, 9))
+    assert sum(settings["kind"] == "soft" for settings in first) == 4
+
+
+def test_whole_numbers_are_spread_over_decades() -> None:
+    space: dict[str, Domain] = {"steps": Range(1, 999, log=True)}
+    trials = [trial(0, {"steps": 1}, 0.5)]
+    for number in range(1, 10):
+        trials.append(trial(number, propose(space, trials, 0), 0.5))
+    digits = [len(str(made.settings["steps"])) for made in trials[1:]]
+    assert sorted(set(digits)) == [1, 2, 3]
+    assert all(2 <= digits.count(each) <= 4 for each in (1, 2, 3))
+
+
 def test_proposals_lie_in_the_space_and_read_well() -> None:
     for made in search(near, 20)[1:]:
         assert all(domain.holds(made.settings[name]) for name, domain in SPACE.items())
@@ -81,9 +102,10 @@ def test_it_learns_from_failures() -> None:
 
 def test_defaults_outside_of_the_space_are_not_told_to_the_sampler() -> None:
     outside = trial(0, {**DEFAULTS, "rate": 5.0}, 0.9)
-    settings = propose(SPACE, [outside], 0)
+    inside = search(near, 20)[1:]
+    settings = propose(SPACE, [outside, *inside], 0)
     assert 1e-3 <= float(settings["rate"]) <= 1.0
-    assert settings != propose(SPACE, [], 0)  # the number of the trial counts all the same
+    assert settings != propose(SPACE, inside, 0)  # the number of the trial counts all the same
 
 
 def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ class Tolerance:
         if gates.share is not None:
             raise ConfigurationError(
                 f"gates are to keep a share of {gates.share:g}, and a pruning to a tolerance looks "
-                "for it: give one of both"
+                "for it: leave the share out, with option prune-keep= where a preset gives it"
             )
         if gates.lam == 0:
             raise ConfigurationError(

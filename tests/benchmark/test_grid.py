@@ -341,6 +341,8 @@ def test_the_grid_of_the_literature_shares_network_and_recipe():
     }
     assert sizes["individual"] * 10 == pytest.approx(sizes["ewc-online"], rel=0.05)
     assert sizes["firefly"] * 10 / 2 == pytest.approx(sizes["ewc-online"], rel=0.05)
+    (shipped,) = cells_of(Request("split-cifar100", ("firefly",), (0,)))
+    assert all(cell.options == shipped.options for cell in cells if cell.strategy == "firefly")
 
 
 def test_every_grid_that_is_shipped_is_tested():

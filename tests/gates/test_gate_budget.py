@@ -140,5 +140,5 @@ def test_shares_that_cannot_be_are_refused(share: float) -> None:
 
 
 def test_a_share_and_a_tolerance_exclude_each_other() -> None:
-    with pytest.raises(ConfigurationError, match="give one of both"):
+    with pytest.raises(ConfigurationError, match="leave the share out, with option prune-keep="):
         Tolerance().check(GatePruning(share=0.5))

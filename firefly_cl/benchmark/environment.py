@@ -61,14 +61,37 @@ def _git(file: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+_VECTOR_PREFIXES = ("avx", "amx", "bf16", "sve", "sme", "vsx", "vxe")
+
+
 def hardware(threads: int, device: str) -> dict[str, Any]:
-    """Processor model, cores, threads used and device."""
-    return {
+    """Processor model, its vector instructions, cores, threads used, device and, if any, the GPU.
+
+    Instructions tell processors apart that a virtual machine gives one name; kernels choose their
+    sums by them, and recipes their precision.
+    """
+    found = {
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": physical_cores(),
         "threads": threads,
         "device": device,
     }
+    if device.startswith("cuda"):
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _instructions() -> str:
+    import torch
+
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is None:  # older torch
+        return torch.backends.cpu.get_cpu_capability()
+    here = [name for name, has in capabilities().items() if has is True]
+    return " ".join(sorted(name for name in here if name.startswith(_VECTOR_PREFIXES)))
 
 
 def physical_cores() -> int:

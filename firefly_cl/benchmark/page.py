@@ -324,8 +324,8 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     facts += [(name, _shown(value)) for name, value in flat(settings).items() if value is not None]
     for about in ("versions", "hardware"):
         per_seed = [getattr(r, about) for r in summary.records]
-        for name in per_seed[0]:
-            found = dict.fromkeys(_shown(seed.get(name)) for seed in per_seed)
+        for name in dict.fromkeys(name for seed in per_seed for name in seed):
+            found = dict.fromkeys(_shown(seed[name]) for seed in per_seed if name in seed)
             facts.append((name, ", ".join(found)))
     return facts
 

@@ -71,14 +71,16 @@ def verify(folder: Path, load: Callable[[Path], Logits] | None = None) -> list[T
 def unlike_here(folder: Path) -> list[str]:
     """What the run had otherwise than this process: versions, commit, processor, cores.
 
-    Where there is anything, bits may differ although the files are as saved. Raises FileError.
+    Where there is anything, bits may differ although the files are as saved. What the record does
+    not tell is not compared. Raises FileError.
     """
     from firefly_cl.benchmark.environment import hardware, versions
 
     record = read_record(folder)
     had = record.hardware
     here = hardware(had.get("threads", 1), had.get("device", "cpu"))
-    return [*differences(record.versions, versions()), *differences(had, here)]
+    told = {name: value for name, value in here.items() if name in had}
+    return [*differences(record.versions, versions()), *differences(had, told)]
 
 
 def _check(task: int, name: str, found: Tensor, ended: Tensor, last: Tensor) -> TaskCheck:

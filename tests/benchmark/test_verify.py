@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ def test_another_environment_is_told_from_damage(
     )
     print_checks(folder, changed, Console(width=200), unlike_here(folder))
     assert "1 of 1 tasks changed: the run had another commit, which" in capsys.readouterr().out
+
+
+def test_what_an_older_record_does_not_tell_is_not_compared(folder: Path):
+    file = folder / "record.json"
+    content = json.loads(file.read_text())
+    content["hardware"]["instructions"] = "others"
+    file.write_text(json.dumps(content))
+    assert unlike_here(folder) == ["instructions"]
+    del content["hardware"]["instructions"]
+    file.write_text(json.dumps(content))
+    assert unlike_here(folder) == []
 
 
 def test_bits_are_compared_not_values():

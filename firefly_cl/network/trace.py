@@ -123,7 +123,8 @@ def _find_head(model: nn.Module, graph: fx.Graph, head: str | None) -> str:
     if head in linears:
         return str(head)
     found = ", ".join(linears) or "none"
-    raise ConfigurationError(f"the model has no Linear {head or ''} for a head (found: {found})")
+    wanted = f"Linear {head}" if head else "Linear"
+    raise ConfigurationError(f"the model has no {wanted} for a head (found: {found})")
 
 
 def _walk_module(tracing: Tracing, node: fx.Node, module: nn.Module, calls: Counter[Any]) -> None:

@@ -142,20 +142,6 @@ def test_a_pass_without_gradients_leaves_later_ones_theirs() -> None:
     assert x.grad is not None and bool(x.grad.abs().sum() > 0)
 
 
-def test_a_torchvision_model_converts() -> None:
-    torchvision = pytest.importorskip("torchvision")
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18(num_classes=4, weights=None).double()
-    shake(model)
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    net = FireflyNet.from_module(model.eval(), x)
-    with torch.no_grad():
-        torch.testing.assert_close(net(x), model(x), rtol=1e-8, atol=1e-9)
-        unit = torch.tensor([0])
-        split(net, "conv1", unit)
-        torch.testing.assert_close(net(x), model(x), rtol=1e-8, atol=1e-9)
-
-
 def test_the_head_can_be_named_and_conversion_leaves_the_model_alone() -> None:
     model = odd_model("head that is not last in the model").train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

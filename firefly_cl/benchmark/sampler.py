@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SPREAD = 10
 """Trials after that of the defaults that are spread over the space, whatever was found."""
 
+_DIMENSIONS = 32
+"""Of the points: more than a space has, so that what comes first in it, such as the learning rate,
+has the same values in the searches of all strategies."""
+
 FAILED = 0.0
 """The score that a failed trial counts with: no accuracy is lower."""
 
@@ -73,12 +77,12 @@ def propose(space: Mapping[str, Domain], trials: Sequence[Trial], seed: int) -> 
 
 
 def _spread(space: Mapping[str, Domain], number: int, seed: int) -> dict[str, Value]:
-    """Point `number` of a sequence of points that any first few of which cover the space."""
+    """Point `number` of a sequence whose first few points cover the space, however few."""
     from torch.quasirandom import SobolEngine
 
     engine: Any = SobolEngine
-    points = engine(len(space), scramble=True, seed=seed).draw(number)
-    shares = dict(zip(space, points[-1].tolist(), strict=True))
+    points = engine(max(len(space), _DIMENSIONS), scramble=True, seed=seed).draw(number)
+    shares = dict(zip(space, points[-1].tolist(), strict=False))
     return {name: domain.at(shares[name]) for name, domain in space.items()}
 
 

@@ -68,6 +68,13 @@ def test_the_first_trials_are_spread_over_the_space(seed: int) -> None:
     assert sum(settings["kind"] == "soft" for settings in first) == 4
 
 
+def test_searches_of_several_spaces_try_the_same_learning_rates() -> None:
+    alone = {"rate": SPACE["rate"]}
+    trials = search(near, 9)
+    for number in range(1, 9):
+        assert propose(alone, trials[:number], 0)["rate"] == trials[number].settings["rate"]
+
+
 def test_whole_numbers_are_spread_over_decades() -> None:
     space: dict[str, Domain] = {"steps": Range(1, 999, log=True)}
     trials = [trial(0, {"steps": 1}, 0.5)]

@@ -8,6 +8,7 @@ arXiv 2502.11756).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -75,12 +76,14 @@ def mean_over_images(
 
 
 def _weights_of_products(model: nn.Module) -> dict[str, Product]:
-    """The trunk's layers of this kind, by name of their weight."""
-    return {
+    """The trunk's layers of this kind, by name of their weight; not those that share it."""
+    layers = {
         f"{name}.weight": part
         for name, part in model.named_modules()
         if ".heads." not in f".{name}." and (type(part) is nn.Linear or _plain_convolution(part))
     }
+    holders = Counter(id(part.weight) for part in layers.values())
+    return {name: part for name, part in layers.items() if holders[id(part.weight)] == 1}
 
 
 def _plain_convolution(part: nn.Module) -> TypeGuard[nn.Conv2d]:

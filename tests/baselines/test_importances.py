@@ -16,7 +16,7 @@ PIXELS = Pixels((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip=False)
 
 
 class Varied(nn.Module):
-    """Plain, strided, grouped, mirrored and repeated layers; some that one image calls often."""
+    """Plain, strided, grouped, mirrored, repeated and tied layers, and one on rows of an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +28,8 @@ class Varied(nn.Module):
         self.mirrored = nn.Conv2d(6, 5, 3, padding="same", padding_mode="reflect")
         self.rows = nn.Linear(4, 3)
         self.flat = nn.Linear(60, 7)
+        self.tied, self.alike = nn.Linear(7, 7), nn.Linear(7, 7)
+        self.alike.weight = self.tied.weight
         self.idle = nn.Linear(2, 2)
         self.heads = nn.ModuleDict({"0": nn.Linear(7, 3), "1": nn.Linear(7, 3)})
 
@@ -36,6 +38,7 @@ class Varied(nn.Module):
         x = F.silu(self.grouped(self.strided(x)))
         x = self.mirrored(F.silu(self.twice(F.silu(self.twice(x)))))
         x = F.silu(self.flat(F.silu(self.rows(x)).flatten(1)), inplace=True)
+        x = F.silu(self.alike(F.silu(self.tied(x))))
         return self.heads[str(task)](x)
 
 

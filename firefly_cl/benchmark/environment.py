@@ -77,11 +77,18 @@ def hardware(threads: int, device: str) -> dict[str, Any]:
         "threads": threads,
         "device": device,
     }
-    if device.startswith("cuda"):
-        import torch
-
-        found["gpu"] = torch.cuda.get_device_name(device)
+    if (gpu := _gpu(device)) is not None:
+        found["gpu"] = gpu
     return found
+
+
+def _gpu(device: str) -> str | None:
+    import torch
+
+    if not device.startswith("cuda"):
+        return None
+    here = (torch.device(device).index or 0) < torch.cuda.device_count()
+    return torch.cuda.get_device_name(device) if here else None
 
 
 def _instructions() -> str:

@@ -50,5 +50,12 @@ def test_instructions_tell_processors_of_one_name_apart(monkeypatch: pytest.Monk
 
 def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = hardware(1, "cuda:1")
     assert (found["device"], found["gpu"]) == ("cuda:1", "GPU of cuda:1")
+    assert hardware(1, "cuda")["gpu"] == "GPU of cuda"
+
+
+def test_the_gpu_of_another_machine_is_not_looked_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "gpu" not in hardware(1, "cuda:1")  # as verify asks for a run from elsewhere
